@@ -140,7 +140,9 @@ def features_page(rows: Rows, evidence: Evidence) -> str:
     ids = [i for group in rows.groups.values() for i in group["features"]]
     shown = sum(("feature", i) in evidence for i in ids)
     lines = ["# Features", "", MADE.format(source="docs/features.toml")]
-    lines += [f"{shown} of {len(ids)} are shown by a test; the others are planned. A node says the same in `/dev/features`."]
+    lines += [
+        f"{shown} of {len(ids)} are shown by a test; the others are planned. A node says the same in `/dev/features`."
+    ]
     for group in rows.groups.values():
         lines += ["", f"## {group['title']}", "", "| id | state | what | shown by |", "|---|---|---|---|"]
         for i, what in group["features"].items():
@@ -152,7 +154,9 @@ def features_page(rows: Rows, evidence: Evidence) -> str:
 def conformance_page(rows: Rows, evidence: Evidence) -> str:
     """docs/conformance.md."""
     lines = ["# Conformance", "", MADE.format(source="docs/conformance.toml")]
-    lines += ["What a peer may rely on, what a hostile peer gets, and which abuse leads nowhere: one number, one claim, its tests."]
+    lines += [
+        "What a peer may rely on, what a hostile peer gets, and which abuse leads nowhere: one number, one claim, its tests."
+    ]
     for kind, table in rows.claims.items():
         claims, missing = table["claims"], missing_of(kind, table, evidence)
         lines += ["", f"## {table['title']}", "", f"{len(claims) - len(missing)} of {len(claims)} have a test."]

@@ -1,0 +1,118 @@
+"""What every test gets: a leak check, a log check, and skips that say why.  Knows the machine, not ninep."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import leaks
+import pytest
+from stray_logs import StrayLogs
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The groups of pytest-xdist are a marker of its own; without it they mean nothing, and must still be known."""
+    config.addinivalue_line("markers", "xdist_group(name): these tests run in one process, one after the other")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that mount or boot something share one process, so that two of them never starve each other of a CPU."""
+    for item in items:
+        heavy = item.get_closest_marker("interop") or "needs_fuse" in getattr(item, "fixturenames", ())
+        if heavy and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group("interop" if item.get_closest_marker("interop") else "fuse"))
+
+
+@pytest.fixture(autouse=True)
+def leak_check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """After the test, its process holds the descriptors, threads, children and mounts that it held before."""
+    if request.node.get_closest_marker("no_leak_check"):
+        yield
+        return
+    base = str(tmp_path_factory.getbasetemp())
+    before = leaks.take(base)
+    yield
+    if lost := leaks.wait_for_baseline(before, base):
+        pytest.fail(f"left behind by this test: {'; '.join(lost)}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def checklogs(request: pytest.FixtureRequest) -> Iterator[StrayLogs]:
+    """A warning or an error that the test did not announce fails it: checklogs.expect(pattern), or the marker `logs`."""
+    with StrayLogs() as logs:
+        for mark in request.node.iter_markers("logs"):
+            for pattern in mark.args:
+                logs.allow(pattern)
+        yield logs
+    if complaints := logs.complaints():
+        pytest.fail("\n".join(complaints), pytrace=False)
+
+
+@pytest.fixture
+def needs_root() -> None:
+    """Skips where the tests do not run as root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.fixture
+def needs_fuse() -> None:
+    """Skips where /dev/fuse cannot be opened, or nothing could be mounted from it."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as e:
+        pytest.skip(f"needs /dev/fuse: {e.strerror}")
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        pytest.skip("needs root or fusermount3")
+
+
+@pytest.fixture
+def needs_pyfuse3(needs_fuse: None) -> None:
+    """Skips where the second engine is not installed."""
+    try:
+        import pyfuse3  # noqa: F401
+    except ImportError as e:
+        pytest.skip(f"needs pyfuse3: {e}")
+
+
+@pytest.fixture
+def needs_userns() -> None:
+    """Skips where an ordinary process cannot make a user namespace."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.unshare(os.CLONE_NEWUSER)  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
+        except AttributeError:
+            os._exit(0 if _unshare_by_libc() else 1)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1] != 0:
+        pytest.skip("needs user namespaces")
+
+
+def _unshare_by_libc() -> bool:
+    import ctypes
+
+    return bool(ctypes.CDLL(None).unshare(0x10000000) == 0)
+
+
+@pytest.fixture
+def needs_tool() -> Callable[[str], str]:
+    """A function: the path of a program, or a skip that names it.  The system's sbin directories are searched too."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+        if path is None:
+            pytest.skip(f"needs the program {name}")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout that is tested."""
+    return Path(__file__).resolve().parent.parent
