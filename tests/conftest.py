@@ -40,7 +40,7 @@ def leak_check(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(autouse=True)
 def checklogs(request: pytest.FixtureRequest) -> Iterator[StrayLogs]:
-    """A warning or an error that the test did not announce fails it: checklogs.expect(pattern), or the marker `logs`."""
+    """A warning or an error that was not announced fails the test: checklogs.expect(pattern), or the marker `logs`."""
     with StrayLogs() as logs:
         for mark in request.node.iter_markers("logs"):
             for pattern in mark.args:

@@ -1,7 +1,7 @@
 """The ledger: which features and numbered claims are shown by which tests.  Knows the markers, and nothing of ninep.
 
-The rows are in docs/features.toml and docs/conformance.toml, the evidence is the markers of the tests; from the two are made
-docs/features.md, docs/conformance.md and src/ninep/features.json (which /dev/features reads).
+The rows are in docs/features.toml and docs/conformance.toml, the evidence is the markers of the tests; from the two are
+made docs/features.md, docs/conformance.md and src/ninep/features.json (which /dev/features reads).
     python tests/ledger.py --write | --check | --missing      [--root DIR]
 """
 
@@ -89,8 +89,8 @@ def note(evidence: Evidence, kind: str, args: tuple[Any, ...], test: str) -> Non
 
 
 def collect(root: Path, *, allow_errors: bool = False) -> Evidence:
-    """What the tests at root show.  A module that skips itself here is read instead of imported, so that the documents do not
-    depend on what this machine has.  Raises LedgerError when a module fails to import, unless allow_errors."""
+    """What the tests at root show.  A module that skips itself here is read instead of imported, so that the documents
+    do not depend on what this machine has.  Raises LedgerError when a module fails to import, unless allow_errors."""
     plugin, out = Collector(), io.StringIO()
     args = ["--collect-only", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(root)]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.chdir(root):
@@ -154,9 +154,7 @@ def features_page(rows: Rows, evidence: Evidence) -> str:
 def conformance_page(rows: Rows, evidence: Evidence) -> str:
     """docs/conformance.md."""
     lines = ["# Conformance", "", MADE.format(source="docs/conformance.toml")]
-    lines += [
-        "What a peer may rely on, what a hostile peer gets, and which abuse leads nowhere: one number, one claim, its tests."
-    ]
+    lines += ["What a peer may rely on, what a hostile peer gets, which abuse leads nowhere."]
     for kind, table in rows.claims.items():
         claims, missing = table["claims"], missing_of(kind, table, evidence)
         lines += ["", f"## {table['title']}", "", f"{len(claims) - len(missing)} of {len(claims)} have a test."]

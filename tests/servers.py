@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -116,7 +117,7 @@ def _is_open_ended(url: str) -> bool:
 def start(
     argv: list[str], *, listen: str = "", mountpoint: str = "", env: dict[str, str] | None = None, **popen: object
 ) -> Iterator[Server]:
-    """Run a server until the block ends.  Ready means: `listen` (a URL; port 0 is read back from what the server prints)
+    """Run a server until the block ends.  Ready means: `listen` (a URL; port 0 is read back from what it prints)
     accepts, and `mountpoint` is mounted; whichever was named.  Ends it with SIGTERM, then SIGKILL, and unmounts."""
     with tempfile.NamedTemporaryFile(prefix="ninep-server-", suffix=".log") as log:
         process = subprocess.Popen(
@@ -157,8 +158,8 @@ def start_ninep(*args: str, **options: object) -> Iterator[Server]:
     """Run `ninep ARGS` (or `ninepd ARGS`, when that is the first argument) until the block ends.  The addresses behind
     --listen, and the directories behind --mount or of `ninep mount WHAT DIR`, are waited for."""
     name, rest = (args[0], args[1:]) if args and args[0] == "ninepd" else ("ninep", args)
-    listen = next((b for a, b in zip(rest, rest[1:]) if a == "--listen"), "")
-    mountpoint = next((b for a, b in zip(rest, rest[1:]) if a == "--mount"), "")
+    listen = next((b for a, b in pairwise(rest) if a == "--listen"), "")
+    mountpoint = next((b for a, b in pairwise(rest) if a == "--mount"), "")
     if name == "ninep" and rest[0] == "mount":
         mountpoint = rest[2]
     with start([program(name), *rest], listen=listen, mountpoint=mountpoint, **options) as server:  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """The features ledger at run time: what is shown by a test, and by which.  Made by the tests; knows nothing of them.
 
-features.json is written by `./check docs` from docs/features.toml and the markers of the tests, and read here on demand.
+features.json is written by `./check docs` from docs/features.toml and the markers of the tests; it is read on demand.
 """
 
 from __future__ import annotations
