@@ -1,0 +1,67 @@
+"""What all sessions of one server share: limits, clock, events, the totals, and what becomes of a bug.
+
+Knows no wire and no tree.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from .env import REAL, Env
+from .events import Events
+from .file import Call
+from .limits import DEFAULT, Limits
+from .principal import Principal
+from .proto import errors as E
+
+log = logging.getLogger(__name__)
+
+
+class Node:
+    """One server.  `on_error(call, op, error)` hears every refusal that a client reads (it feeds /dev/errstr)."""
+
+    def __init__(self, limits: Limits = DEFAULT, env: Env = REAL, events: Events | None = None) -> None:
+        self.limits = limits
+        self.env = env
+        self.events = events or Events(env.now_ns)
+        self.live = self.events.live
+        self.on_error: Callable[[Call, str, E.FileError], None] | None = None
+        self._parked: Counter[tuple[str, int]] = Counter()
+        self._bugs = itertools.count(1)
+        self._sessions = itertools.count(1)
+        for name in ("sessions", "fids", "handles", "requests", "parked"):
+            self.live.setdefault(name, 0)
+
+    def new_session_id(self) -> int:
+        return next(self._sessions)
+
+    def take_fids(self, count: int) -> None:
+        """Account `count` fids more (or fewer).  Raises Enofids past Limits.fids_node_max."""
+        total = self.live["fids"] + count
+        if count > 0 and total > self.limits.fids_node_max:
+            raise E.Enofids(f"{self.limits.fids_node_max} in this node")
+        self.live["fids"] = total
+
+    def park(self, who: Principal) -> None:
+        """One more blocked operation.  Raises Etoomany past the node's or the principal's share."""
+        key = (who.name, who.uid)
+        if self.live["parked"] >= self.limits.parked_max or self._parked[key] >= self.limits.parked_principal_max:
+            raise E.Etoomany(who.name)
+        self.live["parked"] += 1
+        self._parked[key] += 1
+
+    def unpark(self, who: Principal) -> None:
+        key = (who.name, who.uid)
+        self.live["parked"] -= 1
+        self._parked[key] -= 1
+        if not self._parked[key]:
+            del self._parked[key]
+
+    def bug(self, e: BaseException) -> E.FileError:
+        """An exception that no tree should let out: logged with its traceback under a number that the client reads."""
+        number = next(self._bugs)
+        log.error("internal error #%d: %s: %s", number, type(e).__name__, e, exc_info=e)
+        return E.Einternal(f"#{number}")
