@@ -1,0 +1,272 @@
+"""Byte-range locks: who holds which bytes of one file, who waits for them, and whom a wait would deadlock.
+
+POSIX rules (fcntl(2)): an owner's new lock replaces its old ones where they overlap: ranges upgrade, split and merge,
+and owners never conflict with themselves.  BSD locks (flock(2)) are the same algebra on a table of their own.
+Advisory only.  Knows no file and no wire: a tree keeps one Locks per file, an edge makes the owners.
+
+Theory of operation.  A LockSpace is what the files of one process share: how many ranges each session holds, how many
+POSIX ranges each owner holds, and which owner waits where.  A new wait follows the owners in its way, the owners that
+those wait for, and so on; meeting itself it is refused with Edeadlk, so a cycle never comes to be.
+Waiters are served in order of arrival.  A newcomer that asks to wait queues behind earlier waiters that it conflicts
+with, so readers cannot starve a writer; but only while it holds no lock anywhere.  Nobody can wait for such an owner,
+so queueing adds no edge that a cycle could need.  Whoever does not wait (F_SETLK) only looks at what is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .answer import Answer
+from .proto import errors as E
+from .proto.types import F_RDLCK, F_UNLCK, F_WRLCK, OFFSET_MAX, Lock
+
+LOCKS_MAX = 1024
+
+
+class LockSpace:
+    """What all files of one process share, so that a deadlock across files is seen."""
+
+    def __init__(self) -> None:
+        self.by_session: dict[object, int] = {}
+        self.by_owner: dict[object, int] = {}
+        self.waits: dict[object, list[_Waiter]] = {}
+
+    def count(self, owner: object, flock: bool, change: int) -> None:
+        _add(self.by_session, session_of(owner), change)
+        if not flock:
+            _add(self.by_owner, owner, change)
+
+
+SPACE = LockSpace()
+
+
+def session_of(owner: object) -> object:
+    """Who answers for the number of an owner's locks: the first part of a tuple, else the owner itself."""
+    return owner[0] if isinstance(owner, tuple) and owner else owner
+
+
+def _add(counts: dict[object, int], key: object, change: int) -> None:
+    total = counts.get(key, 0) + change
+    assert total >= 0
+    if total:
+        counts[key] = total
+    else:
+        counts.pop(key, None)
+
+
+class _Waiter:
+    __slots__ = ("lock", "outcome", "table", "wake")
+
+    def __init__(self, table: _Table, lock: Lock) -> None:
+        import trio
+
+        self.table = table
+        self.lock = lock
+        self.wake = trio.Event()
+        self.outcome: bool | E.FileError | None = None
+
+
+class Locks:
+    """The locks of one file.  `limit`: most ranges that the owners of one session hold, over all files."""
+
+    __slots__ = ("_flock", "_posix")
+
+    def __init__(self, limit: int = LOCKS_MAX, space: LockSpace | None = None) -> None:
+        space = SPACE if space is None else space
+        self._posix = _Table(space, limit)
+        self._flock = _Table(space, limit)
+
+    def lock(self, lock: Lock, wait: bool) -> Answer[bool]:
+        """Take, change or drop a lock; False if somebody else holds it and `wait` was not asked.
+
+        Parks with `wait`; a cancelled wait leaves no trace.  Edeadlk (POSIX only), Enolck past the limit, Ebadarg for a
+        range or type that is none.
+        """
+        if not 0 <= lock.start <= lock.end <= OFFSET_MAX:
+            raise E.Ebadarg("lock range")
+        if lock.type not in (F_RDLCK, F_WRLCK, F_UNLCK):
+            raise E.Ebadarg("lock type")
+        return self._table(lock.flock).lock(lock, wait)
+
+    def getlock(self, lock: Lock) -> Lock | None:
+        """The lowest lock of another owner that would refuse this one (F_GETLK); an F_UNLCK query asks as a writer."""
+        if lock.type == F_UNLCK:
+            lock = lock._replace(type=F_WRLCK)  # what Linux's 9P client sends
+        return next(self._table(lock.flock).conflicts(lock), None)
+
+    def unlock_owner(self, owner: object, flock: bool) -> None:
+        """Drop what the owner holds in one of the two tables; its parked requests there end with Einterrupted."""
+        self._table(flock).drop(owner)
+
+    def held(self, flock: bool = False) -> tuple[Lock, ...]:
+        """Every lock, ordered by start."""
+        return tuple(self._table(flock).held)
+
+    def _table(self, flock: bool) -> _Table:
+        return self._flock if flock else self._posix
+
+
+class _Table:
+    """Held locks in order of start, and the queue.  One owner's ranges never overlap, and equal ones are merged."""
+
+    __slots__ = ("held", "limit", "queue", "space")
+
+    def __init__(self, space: LockSpace, limit: int) -> None:
+        self.space = space
+        self.limit = limit
+        self.held: list[Lock] = []
+        self.queue: list[_Waiter] = []
+
+    def lock(self, lock: Lock, wait: bool) -> Answer[bool]:
+        if lock.type == F_UNLCK:
+            self._apply(lock)
+            self._serve()
+            return True
+        if not self._blocked(lock, self.queue if wait else []):
+            self._apply(lock)
+            self._serve()  # a downgrade lets others in
+            self._serve_own(lock.owner)
+            return True
+        if not wait:
+            return False
+        if not lock.flock and self._would_deadlock(lock):
+            raise E.Edeadlk
+        return self._wait(_Waiter(self, lock))
+
+    def conflicts(self, lock: Lock) -> Iterator[Lock]:
+        """What others hold that this lock cannot be beside."""
+        for held in self.held:
+            if held.start > lock.end:
+                return
+            if held.owner != lock.owner and _clash(held, lock):
+                yield held
+
+    def drop(self, owner: object) -> None:
+        """Forget an owner: what it holds and what it waits for."""
+        mine = [lock for lock in self.held if lock.owner == owner]
+        if mine:
+            self.held = [lock for lock in self.held if lock.owner != owner]
+            self.space.count(owner, mine[0].flock, -len(mine))
+        for waiter in [w for w in self.queue if w.lock.owner == owner]:
+            self._leave(waiter, E.Einterrupted("lock owner is gone"))
+        self._serve()
+
+    # -- the algebra
+    def _apply(self, new: Lock) -> None:
+        """Make it so: cut the owner's ranges out of the new one, then join what touches and is equal."""
+        mine = [lock for lock in self.held if lock.owner == new.owner]
+        after: list[Lock] = []
+        start, end = new.start, new.end
+        for old in mine:
+            if old.type == new.type and old.start <= end + 1 and start <= old.end + 1:
+                start, end = min(start, old.start), max(end, old.end)
+                continue
+            if old.end < new.start or old.start > new.end:
+                after.append(old)
+                continue
+            if old.start < new.start:
+                after.append(old._replace(end=new.start - 1))
+            if old.end > new.end:
+                after.append(old._replace(start=new.end + 1))
+        if new.type != F_UNLCK:
+            after.append(new._replace(start=start, end=end))
+        change = len(after) - len(mine)
+        if change > 0 and self.space.by_session.get(session_of(new.owner), 0) + change > self.limit:
+            raise E.Enolck
+        self.held = sorted([lock for lock in self.held if lock.owner != new.owner] + after, key=_by_start)
+        if change:
+            self.space.count(new.owner, new.flock, change)
+
+    # -- waiting
+    def _blocked(self, lock: Lock, ahead: list[_Waiter]) -> bool:
+        if next(self.conflicts(lock), None) is not None:
+            return True
+        if self.space.by_owner.get(lock.owner):
+            return False
+        if lock.flock and any(held.owner == lock.owner for held in self.held):
+            return False
+        return any(w.lock.owner != lock.owner and _clash(w.lock, lock) for w in ahead)
+
+    def _would_deadlock(self, lock: Lock) -> bool:
+        """Whether somebody in the way waits, over any number of others, for the owner who asks."""
+        seen: set[object] = set()
+        todo: list[object] = [held.owner for held in self.conflicts(lock)]
+        while todo:
+            owner = todo.pop()
+            if owner == lock.owner:
+                return True
+            if owner in seen:
+                continue
+            seen.add(owner)
+            for waiter in self.space.waits.get(owner, ()):
+                todo.extend(held.owner for held in waiter.table.conflicts(waiter.lock))
+        return False
+
+    async def _wait(self, waiter: _Waiter) -> bool:
+        # From here to the end of the wait the waiter stands in the queue, whatever happens.
+        lock = waiter.lock
+        if not self._blocked(lock, self.queue):
+            # The coroutine was made some time ago, and the way is free by now.
+            self._apply(lock)
+            self._serve()
+            return True
+        if not lock.flock and self._would_deadlock(lock):
+            raise E.Edeadlk
+        self.queue.append(waiter)
+        if not lock.flock:
+            self.space.waits.setdefault(lock.owner, []).append(waiter)
+        try:
+            await waiter.wake.wait()
+        except BaseException:
+            if waiter.outcome is None:
+                self._leave(waiter, None)
+                self._serve()
+            elif waiter.outcome is True:
+                # Granted and cancelled in one moment: the asker will never hear of it.
+                self._apply(lock._replace(type=F_UNLCK))
+                self._serve()
+            raise
+        if isinstance(waiter.outcome, E.FileError):
+            raise waiter.outcome
+        return True
+
+    def _leave(self, waiter: _Waiter, outcome: bool | E.FileError | None) -> None:
+        self.queue.remove(waiter)
+        if not waiter.lock.flock:
+            waits = self.space.waits[waiter.lock.owner]
+            waits.remove(waiter)
+            if not waits:
+                del self.space.waits[waiter.lock.owner]
+        waiter.outcome = outcome
+        waiter.wake.set()
+
+    def _serve(self) -> None:
+        """Grant what can be granted, oldest first; again from the front after each grant."""
+        at = 0
+        while at < len(self.queue):
+            waiter = self.queue[at]
+            if self._blocked(waiter.lock, self.queue[:at]):
+                at += 1
+                continue
+            at = 0
+            try:
+                self._apply(waiter.lock)
+            except E.Enolck as e:
+                self._leave(waiter, e)
+            else:
+                self._leave(waiter, True)
+                self._serve_own(waiter.lock.owner)
+
+    def _serve_own(self, owner: object) -> None:
+        """An owner that holds something now no longer queues out of courtesy: others may come to wait for it."""
+        for waiter in tuple(self.space.waits.get(owner, ())):
+            if waiter.table is not self and waiter in waiter.table.queue:
+                waiter.table._serve()
+
+
+def _clash(a: Lock, b: Lock) -> bool:
+    return a.start <= b.end and b.start <= a.end and F_WRLCK in (a.type, b.type)
+
+
+def _by_start(lock: Lock) -> tuple[int, int]:
+    return lock.start, lock.end
