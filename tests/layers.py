@@ -253,13 +253,15 @@ def by_name_on_the_host(call: ast.Call) -> str:
     """A host export works on descriptors: a path string would be resolved again, perhaps elsewhere."""
     name = dotted(call.func)
     where, _, what = name.rpartition(".")
+    if call.args and is_own_proc(call.args[0]):
+        return ""
     if name == "open" or (where in ("os", "os.path") and what in HOST_BY_NAME):
         if where == "os" and what in ("listdir", "scandir") and call.args and is_descriptor(call.args[0]):
             return ""
         return f"a host export never uses a path string: {name}()"
     if where == "os" and what in HOST_BY_DESCRIPTOR:
         has_dir = any(k.arg in DIR_FD for k in call.keywords)
-        if not has_dir and not (call.args and (is_descriptor(call.args[0]) or is_proc_fd(call.args[0]))):
+        if not has_dir and not (call.args and is_descriptor(call.args[0])):
             return f"a host export never uses a path string: {name}() without dir_fd"
     return ""
 
@@ -270,11 +272,11 @@ def is_descriptor(arg: ast.expr) -> bool:
     return name.endswith("fd") or name == "fileno" or (isinstance(arg, ast.Call) and is_descriptor(arg.func))
 
 
-def is_proc_fd(arg: ast.expr) -> bool:
-    """True for f"/proc/self/fd/{fd}", which names a descriptor and nothing else."""
+def is_own_proc(arg: ast.expr) -> bool:
+    """True for /proc/self/... and /proc/thread-self/...: no client chose that name, and it names this process."""
     match arg:
-        case ast.JoinedStr(values=[ast.Constant(value=str(text)), *_]):
-            return text.startswith("/proc/self/fd/")
+        case ast.Constant(value=str(text)) | ast.JoinedStr(values=[ast.Constant(value=str(text)), *_]):
+            return text.startswith(("/proc/self/", "/proc/thread-self/"))
     return False
 
 

@@ -57,19 +57,23 @@ class Rows:
 # --- collecting
 
 
-@dataclass
+@dataclass(eq=False)
 class Collector:
     """A pytest plugin: the markers of all tests, without running any."""
 
     evidence: Evidence = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             for kind in KINDS:
                 for mark in item.iter_markers(kind):
-                    note(self.evidence, kind, mark.args, item.nodeid.split("[")[0])
+                    try:
+                        note(self.evidence, kind, mark.args, item.nodeid.split("[")[0])
+                    except LedgerError as e:
+                        self.refused.append(str(e))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.skipped:
@@ -95,6 +99,8 @@ def collect(root: Path, *, allow_errors: bool = False) -> Evidence:
     args = ["--collect-only", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(root)]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.chdir(root):
         code = pytest.main([*args, str(root / "tests")], plugins=[plugin])
+    if plugin.refused:
+        raise LedgerError("\n".join(plugin.refused))
     if plugin.errors and not allow_errors:
         raise LedgerError("these tests cannot be collected:\n" + "\n".join(plugin.errors))
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and not plugin.errors:

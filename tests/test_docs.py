@@ -1,0 +1,66 @@
+"""The examples of README.md and docs/*.md do what they show; generated documents are what the code says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import examples
+import pytest
+
+pytestmark = pytest.mark.feature("docs-executed")
+
+GENERATED = {"features.md", "conformance.md"}
+DOCUMENTS = [
+    path
+    for path in (*examples.ROOT.glob("*.md"), *examples.ROOT.glob("docs/**/*.md"))
+    if path.name not in GENERATED and examples.blocks(path.read_text())
+]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [pytest.param(p, id=str(p.relative_to(examples.ROOT))) for p in sorted(DOCUMENTS)])
+def test_the_examples_do_what_they_show(path: Path, tmp_path: Path) -> None:
+    assert examples.run(path.read_text(), tmp_path) > 0
+
+
+def fenced(info: str, *lines: str) -> str:
+    return "\n".join(["text", f"```{info}", *lines, "```", "more text", ""])
+
+
+GOOD = {
+    "output": fenced("sh test", "$ echo one; echo two", "one", "two"),
+    "wildcards": fenced("sh test", "$ seq 5; echo pid 17 is here", "1", "...", "5", "pid ... is here"),
+    "state is kept between blocks": fenced("sh test", "$ x=5; cd /") + fenced("sh test", "$ echo $x $PWD", "5 /"),
+    "more lines": fenced("sh test", "$ for i in a b; do", "> echo $i", "> done", "a", "b"),
+    "a failure that is shown": fenced("sh test", "$ echo no >&2; false  # exit 1", "no"),
+    "a script": fenced("sh test", "cd /tmp", "true && echo anything at all"),
+    "a program": fenced("python test", "assert 1 + 1 == 2"),
+    "a file": fenced("python file=hello.py", "print('hello')") + fenced("sh test", "$ python hello.py", "hello"),
+    "a server left behind": fenced("sh test", "$ sleep 100 &", "$ echo started", "started"),
+    "unmarked": fenced("sh", "$ false") + fenced("text", "nonsense") + fenced("", "nonsense"),
+}
+
+
+@pytest.mark.parametrize("document", [pytest.param(text, id=name) for name, text in GOOD.items()])
+def test_a_document_passes(document: str, tmp_path: Path) -> None:
+    examples.run(document, tmp_path)
+
+
+BAD = {
+    "other output": (fenced("sh test", "$ echo one", "two"), "shows:\ntwo\nit printed:\none"),
+    "more output": (fenced("sh test", "$ echo one; echo two", "one"), "it printed:\none\ntwo"),
+    "output not shown": (fenced("sh test", "$ echo oops"), "oops"),
+    "a failure": (fenced("sh test", "$ echo why; exit 4 | false"), "exit code 1, not 0"),
+    "an unexpected success": (fenced("sh test", "$ true  # exit 2"), "exit code 0, not 2"),
+    "a failing script": (fenced("sh test", "false"), "exit code 1"),
+    "a failing program": (fenced("python test", "assert 1 + 1 == 3"), "AssertionError"),
+    "after a failure": (fenced("sh test", "$ false", "$ echo two", "two"), "line 3: \\$ false"),
+    "an unknown language": (fenced("cobol test", "DISPLAY 'x'"), "no way to run"),
+}
+
+
+@pytest.mark.parametrize(("document", "words"), [pytest.param(*case, id=name) for name, case in BAD.items()])
+def test_a_document_that_shows_something_else_fails(document: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(examples.ExampleFailed, match=words):
+        examples.run(document, tmp_path)
