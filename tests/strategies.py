@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hypothesis import strategies as st
+
 from ninep.proto.codec import Dialect, Message
 from ninep.proto.fields import Data, Kind, Names, QidKind, Qids, StatKind, Text, UInt
 from ninep.proto.records import StatRecord
@@ -18,7 +19,7 @@ _long = st.sampled_from(["", "x" * 0xFFFF, "\u00e9" * 0x7FFF])
 
 
 def _no_nul(raw: bytes) -> str:
-    """Any bytes but NUL as a name: made by decoding, since not every string with lone surrogates can come from bytes."""
+    """Any bytes but NUL as a name.  Made by decoding: not every string with lone surrogates can come from bytes."""
     return raw.replace(b"\0", b"\1").decode("utf-8", "surrogateescape")
 
 

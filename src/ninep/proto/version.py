@@ -36,9 +36,9 @@ class Agreed(NamedTuple):
 def negotiate(version: str, msize: int, msize_max: int, dialects: Sequence[Dialect] = DIALECTS) -> Agreed:
     """The answer to a Tversion, by a server whose largest frame is `msize_max` bytes (at least MSIZE_BYTES_USUAL).
 
-    An exact name wins; else suffixes are cut off from the right until one fits; else a higher number than 2000 gets
-    9P2000.  Case counts.  The answer never raises the client's msize, except that 0 is answered by MSIZE_BYTES_MIN:
-    Plan 9 clients call a zero nonsense even beside `unknown`.
+    The longest name wins that is the string, or what is left of it after cutting off `.suffix` parts; else a number
+    above 2000 gets 9P2000.  Case counts.  The answer never raises the client's msize, except that 0 is answered by
+    MSIZE_BYTES_MIN: Plan 9 clients call a zero nonsense even beside `unknown`.
     """
     assert msize_max >= MSIZE_BYTES_USUAL
     dialect = pick(version, dialects) if msize >= MSIZE_BYTES_MIN else None
@@ -48,22 +48,17 @@ def negotiate(version: str, msize: int, msize_max: int, dialects: Sequence[Diale
 
 def pick(version: str, dialects: Sequence[Dialect] = DIALECTS) -> Dialect | None:
     """The dialect that answers this version string, or None."""
-    names = {d.name: d for d in dialects}
-    rest = version
-    while rest not in names:
-        rest, dot, _ = rest.rpartition(".")
-        if not dot:
-            base, _, _ = version.partition(".")
-            return names.get(P2000.name) if _is_later(base) else None
-    return names[rest]
+    fits = [d for d in dialects if version == d.name or version.startswith(d.name + ".")]
+    if not fits and _is_later(version.partition(".")[0]):
+        fits = [d for d in dialects if d is P2000]
+    return max(fits, key=lambda d: len(d.name), default=None)
 
 
 def _is_later(base: str) -> bool:
     """Whether this is 9Pnnnn with a number above 2000.  Compared as text: the number may have 60,000 digits."""
     digits = base[2:]
-    if not base.startswith("9P") or not (digits.isascii() and digits.isdigit()):
+    if not base.startswith("9P") or not (digits.isascii() and digits.isdigit()) or digits[0] == "0":
         return False
-    digits = digits.lstrip("0")
     return (len(digits), digits) > (4, "2000")
 
 
