@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import leaks
 import pytest
+import trio
 from stray_logs import StrayLogs
+
+ALARM_SHARE = 0.9  # of the time that the alarm allows
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,6 +28,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         heavy = item.get_closest_marker("interop") or "needs_fuse" in getattr(item, "fixturenames", ())
         if heavy and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group("interop" if item.get_closest_marker("interop") else "fuse"))
+        own_clock = {"autojump_clock", "mock_clock"} & set(getattr(item, "fixturenames", ()))
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj) and not own_clock:
+            item.obj = bounded(item.obj, ALARM_SHARE * seconds_max(item))
+
+
+def seconds_max(item: pytest.Item) -> float:
+    """The test's timeout: its own marker, or the one for all."""
+    mark = item.get_closest_marker("timeout")
+    return float(mark.args[0] if mark and mark.args else item.config.getini("timeout") or 60)
+
+
+def bounded(test: Callable[..., Awaitable[None]], seconds: float) -> Callable[..., Awaitable[None]]:
+    """The test, cancelled where it hangs, shortly before pytest-timeout's alarm would tear trio's loop apart."""
+
+    @functools.wraps(test)
+    async def run(*args: object, **fixtures: object) -> None:
+        with trio.fail_after(seconds):
+            await test(*args, **fixtures)
+
+    return run
 
 
 @pytest.fixture(autouse=True)
