@@ -38,7 +38,8 @@ from ..file import Call, Dir, File, Handle, permit
 from ..limits import DEFAULT, Limits
 from ..proto import errors as E
 from ..proto.types import DMAPPEND, DMEXCL, DMTMP, OAPPEND, RENAME_EXCHANGE, RENAME_NOREPLACE, W_WANT, Entry
-from .ram_node import SETGID, STICKY, Node, Ram, RamFifo, RamFile, RamHandle, RamSocket, RamSymlink
+from .ram_file import RamFile, RamHandle
+from .ram_node import SETGID, STICKY, Node, Ram, RamFifo, RamSocket, RamSymlink
 
 LINKS_MAX = 65_000  # as ext4; a link costs memory that is not the file's
 _DEAD_MIN = 32  # removed names that a directory carries before it thinks of compaction

@@ -1,4 +1,4 @@
-"""The nodes of a ram tree that are not directories, and what every node has: attributes, xattrs, watchers.
+"""What every node of a ram tree has: attributes, extended attributes, watchers; and the nodes without content.
 
 The rules for times, set-id bits and xattrs are those of Linux's VFS on tmpfs (fs/attr.c, fs/xattr.c, mm/shmem.c);
 tests/servers/test_ram_model.py runs both side by side.  Permission to open and walk is the Session's to judge; what
@@ -12,28 +12,17 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from ..answer import Answer
 from ..env import Env
 from ..file import Call, File, Handle, Symlink, new_path, permit
 from ..limits import Limits
-from ..locks import Locks
 from ..proto import errors as E
 from ..proto.types import (
-    DMAPPEND,
-    DMEXCL,
-    F_UNLCK,
     NOW,
-    OAPPEND,
-    OFFSET_MAX,
-    OTRUNC,
     R_WANT,
-    SEEK_DATA,
-    SEEK_HOLE,
     W_WANT,
     XATTR_CREATE,
     XATTR_REPLACE,
     Change,
-    Lock,
     Qid,
     Stat,
     StatFs,
@@ -42,8 +31,6 @@ from ..proto.types import (
 from .ram_data import PAGE, Budget, Sparse
 
 SETUID, SETGID, STICKY = 0o4000, 0o2000, 0o1000
-FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE = 1, 2, 0x10
-COPY_BYTES_MAX = 8 << 20  # one copy_range: the loop is not kept longer than a few milliseconds
 DAY_NS = 86_400 * 10**9
 NOBODYS = Sparse(Budget(0, 0))  # what every file holds until it is written to; never changed
 
@@ -107,6 +94,8 @@ class Node(File):
         if change.perm is not None and change.perm & ~0o7777:
             raise E.Ebadarg("perm")
         if not cuts and change.size is not None and change == Change(size=change.size):
+            if not call.principal.is_superuser:
+                self.perm &= ~self._set_ids_lost(call)
             return
         if change.uid is not None or change.gid is not None:
             if self.kind != _s.S_IFDIR:
@@ -214,7 +203,7 @@ class Node(File):
         if len(value) > self.ram.limits.xattr_bytes_max:
             raise E.E2big(name)
         self._may_xattr(call, name, W_WANT)
-        have = self._xattrs or {}
+        have = {} if self._xattrs is None else self._xattrs
         if name in have:
             if flags & XATTR_CREATE:
                 raise E.Eexist(name)
@@ -242,8 +231,6 @@ class Node(File):
             raise E.Erange("attribute name too long")
         if head not in ("user", "trusted", "security"):
             raise E.Eunsupported(name)
-        if not tail or "\0" in name:
-            raise E.Ebadarg(name)
         who = call.principal
         if head == "user":
             if self.kind not in (_s.S_IFREG, _s.S_IFDIR):
@@ -257,6 +244,8 @@ class Node(File):
                 raise E.Enotallowed(name)
             if head == "trusted":
                 raise E.Enoattr(name)
+        if not tail or "\0" in name:
+            raise E.Ebadarg(name)
 
     def freed(self) -> None:
         """The last name is gone."""
@@ -270,144 +259,6 @@ def _xattr_cost(name: str, value: bytes) -> int:
     return 128 + len(name) + len(value)
 
 
-class RamFile(Node):
-    """A regular file."""
-
-    locks: Locks | None = None
-    _exclusive: bool = False
-
-    def open(self, call: Call, omode: int) -> RamHandle:
-        if self.flags & DMEXCL:
-            if self._exclusive:
-                raise E.Eexclusive
-            self._exclusive = True
-        # An append-only file is opened and not truncated (open(5)).
-        if omode & OTRUNC and not self.flags & DMAPPEND:
-            self.resize(call, 0)
-        return RamHandle(self, bool(omode & OAPPEND or self.flags & DMAPPEND))
-
-    def _may_resize(self, size: int) -> None:
-        if self.flags & DMAPPEND:
-            raise E.Enotallowed("append-only file")
-        if size < 0:
-            raise E.Ebadarg("size")
-        if size > OFFSET_MAX:
-            raise E.Efbig
-
-    def resize(self, call: Call, size: int) -> None:
-        if size or self.data is not NOBODYS:
-            self.own_data().truncate(size)
-        self.modified(call)
-
-    def own_data(self) -> Sparse:
-        """The content, of its own from now on."""
-        if self.data is NOBODYS:
-            self.data = Sparse(self.ram.budget)
-        return self.data
-
-    def modified(self, call: Call) -> None:
-        """As changed, by somebody whose change may cost the file its set-id bits (write(2))."""
-        if self.perm & (SETUID | SETGID) and not call.principal.is_superuser:
-            self.perm &= ~self._set_ids_lost(call)
-        self.changed()
-
-    def closed(self) -> None:
-        self._exclusive = False
-
-
-class RamHandle(Handle):
-    """One open of a regular file.  Holds the file: an unlinked one lives until the last handle goes."""
-
-    def __init__(self, file: RamFile, append: bool) -> None:
-        self.file = file
-        self.append = append
-
-    def read(self, call: Call, offset: int, count: int) -> bytes:
-        file = self.file
-        file.accessed()
-        return file.data.read(offset, count)
-
-    def read_into(self, call: Call, offset: int, buffer: memoryview) -> int:
-        file = self.file
-        file.accessed()
-        return file.data.read_into(offset, buffer)
-
-    def write(self, call: Call, offset: int, data: bytes | memoryview) -> int:
-        if not data:
-            return 0
-        file = self.file
-        content = file.data
-        if content is NOBODYS:
-            content = file.own_data()
-        content.write(content.size if self.append else offset, data)
-        file.modified(call)
-        return len(data)
-
-    def truncate(self, call: Call, size: int) -> None:
-        self.file._may_resize(size)
-        self.file.resize(call, size)
-
-    def allocate(self, call: Call, mode: int, offset: int, length: int) -> None:
-        """fallocate(2): plain, KEEP_SIZE, PUNCH_HOLE with KEEP_SIZE, ZERO_RANGE; Eunsupported for the rest."""
-        if offset < 0 or length <= 0:
-            raise E.Ebadarg("fallocate")
-        if offset + length > OFFSET_MAX:
-            raise E.Efbig
-        if self.file.flags & DMAPPEND and mode & ~FALLOC_KEEP_SIZE:
-            raise E.Enotallowed("append-only file")
-        keep_size = bool(mode & FALLOC_KEEP_SIZE)
-        match mode & ~FALLOC_KEEP_SIZE:
-            case 0:
-                self.file.own_data().reserve(offset, length, keep_size)
-            case 0x02 if keep_size:
-                self.file.own_data().punch(offset, length)
-            case 0x10:
-                self.file.own_data().zero(offset, length, keep_size)
-            case _:
-                raise E.Eunsupported("fallocate mode")
-        self.file.modified(call)
-
-    def seek(self, call: Call, offset: int, whence: int) -> int:
-        if whence not in (SEEK_DATA, SEEK_HOLE):
-            raise E.Ebadarg("whence")
-        if offset < 0:
-            raise E.Enxio
-        data = self.file.data
-        return data.seek_data(offset) if whence == SEEK_DATA else data.seek_hole(offset)
-
-    def copy_range(self, call: Call, offset: int, to: Handle, to_offset: int, count: int) -> int:
-        """At most 8 MiB at once.  Overlapping ranges of one file: Ebadarg, as copy_file_range(2)."""
-        if not isinstance(to, RamHandle) or to.file.ram is not self.file.ram:
-            raise E.Exdev
-        if to.append:
-            raise E.Enotopen("append-only handle")
-        if to.file is self.file and abs(offset - to_offset) < count:
-            raise E.Ebadarg("ranges overlap")
-        data = self.file.data.read(offset, min(count, COPY_BYTES_MAX))
-        self.file.accessed()
-        return to.write(call, to_offset, data)
-
-    def lock(self, call: Call, lock: Lock, wait: bool) -> Answer[bool]:
-        locks = self.file.locks
-        if locks is None:
-            if lock.type == F_UNLCK:
-                return True
-            locks = self.file.locks = Locks(self.file.ram.limits.locks_max)
-        return locks.lock(lock, wait)
-
-    def getlock(self, call: Call, lock: Lock) -> Lock | None:
-        locks = self.file.locks
-        return None if locks is None else locks.getlock(lock)
-
-    def unlock_owner(self, call: Call, owner: object, flock: bool) -> None:
-        locks = self.file.locks
-        if locks is not None:
-            locks.unlock_owner(owner, flock)
-
-    def close(self, call: Call) -> None:
-        self.file.closed()
-
-
 class RamSymlink(Node, Symlink):
     """A symbolic link; nobody here follows it."""
 
@@ -418,6 +269,11 @@ class RamSymlink(Node, Symlink):
     def stat(self, call: Call) -> Stat:
         size = len(self.target.encode("utf-8", "surrogateescape"))
         return msgspec.structs.replace(super().stat(call), size=size)
+
+    def wstat(self, call: Call, change: Change) -> None:
+        if change.perm is not None:
+            raise E.Eunsupported("mode of a symbolic link")  # as fchmodat2(2)
+        super().wstat(call, change)
 
     def readlink(self, call: Call) -> str:
         self.accessed()
