@@ -69,6 +69,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     connect_seconds_max: float = 10.0
     reply_seconds_max: float = 30.0  # a server that does not answer a bounded request
     client_window_bytes: int = 8 << 20  # read-ahead in flight on one file
+    client_dir_entries_max: int = 4_000_000  # entries of one directory, from a server that may never come to an end
 
 
 DEFAULT = Limits()
