@@ -53,8 +53,9 @@ class HostDir(Node, Dir):
         # A lookup that the kernel's caches can answer is made here; on a disk, any other is made by a worker.
         if held is not None and export.inline and not export.in_memory and export.openat2 and not export.native:
             try:
-                child = export.hold(lambda: sys.openat2(held.fd, raw, sys.HOW_CACHED))
-                export.inside(child.fd)
+                child = Held(sys.openat2(held.fd, raw, sys.HOW_CACHED))
+                if self.parent is not None:  # beneath the root itself is inside
+                    export.inside(child.fd)
                 return intern(export, self, name, child)
             except (OSError, E.Estale):
                 return export.slow(call, False, self._walk, raw, name)
@@ -63,11 +64,12 @@ class HostDir(Node, Dir):
     def _walk(self, raw: bytes, name: str) -> Node:
         export = self.export
         held = export.beneath(self.here().fd, raw)
-        try:
-            export.inside(held.fd)
-        except E.Estale:
-            held = export.beneath(self.contained().fd, raw)
-            export.inside(held.fd)
+        if self.parent is not None:  # beneath the root itself is inside
+            try:
+                export.inside(held.fd)
+            except E.Estale:
+                held = export.beneath(self.contained().fd, raw)
+                export.inside(held.fd)
         return intern(export, self, name, held)
 
     # -- content

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from ..answer import Answer
 from ..file import Call, Handle
 from ..proto import errors as E
-from ..proto.types import OFFSET_MAX, Entry, Qid, Stat, qtype_of
+from ..proto.types import F_UNLCK, F_WRLCK, OFFSET_MAX, OREAD, OSYNC, OWRITE, Entry, Lock, Qid, Stat, qtype_of
 from . import host_sys as sys
 from .host_cache import Held
+from .host_lock import HostLocks
 from .host_tree import Export, refusal
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class HostHandle(Handle):
         export.gate()
         if not 0 <= offset <= OFFSET_MAX - len(data):
             raise E.Efbig
-        if not export.inline or self.omode & 0x2000:  # OSYNC waits for the disk
+        if not export.inline or self.omode & OSYNC:  # which waits for the disk
             return export.slow(call, True, self._write, call, held, offset, bytes(data))
         try:
             done = os.pwrite(held.fd, data, offset)
@@ -181,6 +182,32 @@ class HostHandle(Handle):
             return done
 
         return self.export.slow(call, True, copy)
+
+    def lock(self, call: Call, lock: Lock, wait: bool) -> Answer[bool]:
+        """POSIX write locks need a handle that can write, read locks one that can read (fcntl(2)): Enotopen."""
+        if lock.type == F_WRLCK:
+            self.export.gate()
+        access = self.omode & 3
+        if not lock.flock and access == (OREAD if lock.type == F_WRLCK else OWRITE) and lock.type != F_UNLCK:
+            raise E.Enotopen
+        return self._locks().lock(call, lock, wait)
+
+    def getlock(self, call: Call, lock: Lock) -> Answer[Lock | None]:
+        return self._locks().getlock(lock)
+
+    def unlock_owner(self, call: Call, owner: object, flock: bool) -> Answer[None]:
+        if self.node.locks is not None:
+            self.node.locks.unlock_owner(owner, flock)
+        return None
+
+    def _locks(self) -> HostLocks:
+        locks = self.node.locks
+        if locks is None:
+            try:
+                locks = self.node.locks = HostLocks(self.node)
+            except OSError as e:
+                raise refusal(e) from None
+        return locks
 
     def backing(self) -> int | None:
         return None if self._held is None else self._held.fd

@@ -36,6 +36,7 @@ from ..proto.types import (
 from . import host_sys as sys
 from .host_cache import Held
 from .host_io import HostHandle
+from .host_lock import HostLocks
 from .host_tree import Export, Identity
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Node(File):
         self.qid = qid
         self.held = None
         self.recent = False
+        self.locks: HostLocks | None = None
         self.opens: list[Held] = []  # descriptors of open handles: a way back when the name is gone
 
     # -- finding the file
@@ -134,8 +136,7 @@ class Node(File):
             if isinstance(e, NotADirectoryError) or e.errno in (40, 18):  # ELOOP, EXDEV: other things have its name now
                 raise E.Estale from None
             raise
-        st = sys.statx(held.fd)
-        if (st.dev, st.ino, st.btime_ns) != self.identity:
+        if sys.identify(held.fd)[1] != self.identity:
             raise E.Estale
         self.export.inside(held.fd)
         return held
@@ -370,9 +371,8 @@ CLASSES: dict[int, type[Node]] = {
 
 def intern(export: Export, parent: HostDir | None, name: str, held: Held, warm: bool = True) -> Node:
     """The one node of the file that `held` is, found at this name now.  `warm`: an O_PATH descriptor, to be kept."""
-    st = sys.statx(held.fd)
-    identity = (st.dev, st.ino, st.btime_ns)
-    kind = _s.S_IFMT(st.mode)
+    mode, identity = sys.identify(held.fd)
+    kind = mode & 0o170000
     with export.lock:
         node = export.nodes.get(identity)
         if node is None or node.kind != kind:  # without birth times an inode number may come back as another thing

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import struct
@@ -111,6 +112,22 @@ def statx(fd: int, name: bytes = b"", flags: int = AT_EMPTY_PATH) -> Statx:
         mode, nlink, uid, gid, ino, size, blocks, blksize, os.makedev(dmaj, dmin), os.makedev(rmaj, rmin),
         at * 1_000_000_000 + atn, bt * 1_000_000_000 + btn, ct * 1_000_000_000 + ctn, mt * 1_000_000_000 + mtn, mount,
     )  # fmt: skip
+
+
+_IDENTITY: Final = struct.Struct("=28xHxxQ40xqI44xII")  # mode, inode, birth time, device
+
+
+def identify(fd: int) -> tuple[int, tuple[int, int, int]]:
+    """st_mode and (device, inode, birth time): half the price of statx(), for every step of a walk."""
+    if _statx(fd, b"", AT_EMPTY_PATH, 0x1802, _buffers.statx_at):  # inode, type, birth time
+        raise _error()
+    mode, ino, seconds, ns, major, minor = _IDENTITY.unpack_from(_buffers.statx)
+    return mode, (_makedev(major, minor), ino, seconds * 1_000_000_000 + ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _makedev(major: int, minor: int) -> int:
+    return os.makedev(major, minor)
 
 
 # -- listing: getdents64

@@ -36,6 +36,7 @@ P = ParamSpec("P")
 Identity = tuple[int, int, int]  # device, inode, birth time
 Ownership = Literal["squash", "native"]
 NOBODY_ID = 65534  # who an unproven caller of a native export is: never the server, never root
+ROOT_SECONDS = 1  # how long the root's own name is believed
 _pack_identity = struct.Struct("=QQQ").pack
 
 
@@ -58,6 +59,7 @@ class Export:
         self.native = ownership == "native"
         self.cross_mounts = cross_mounts
         self.limits = limits
+        self.env = env
         self.fstype = sys.file_system(root.fd)
         self.inline = self.fstype in sys.INLINE
         self.in_memory = self.fstype in sys.MEMORY
@@ -73,6 +75,8 @@ class Export:
         self._hash = hashlib.blake2b(key=(key or env.random(32))[:64], digest_size=8)
         self._limiter = trio.CapacityLimiter(limits.host_threads_max)
         self._descriptors = Held(os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        self._below = b""
+        self._below_until = 0
         self._own_ids = (os.geteuid(), os.getegid(), tuple(os.getgroups()))
 
     # -- policy
@@ -132,11 +136,17 @@ class Export:
         Beneath-only resolution cannot say this of a descriptor that was opened earlier: its directory may have been
         moved out of the export since (docs/adr/0004-host-paths.md).  The names are compared, never opened.
         """
-        directory = self._descriptors.fd
-        root = os.readlink(b"%d" % self.root.fd, dir_fd=directory)
-        path = os.readlink(b"%d" % fd, dir_fd=directory)
-        if path != root and not path.startswith(root if root == b"/" else root + b"/"):
-            raise E.Estale("moved out of the export")
+        path = os.readlink(b"%d" % fd, dir_fd=self._descriptors.fd)
+        if not path.startswith(self._below) or self.env.now_ns() > self._below_until:
+            self._look_at_root()
+            if not path.startswith(self._below) and path != self._below[:-1]:
+                raise E.Estale("moved out of the export")
+
+    def _look_at_root(self) -> None:
+        """Where the root is by now: it may be renamed while it is served, seldom enough to look once a second."""
+        root = os.readlink(b"%d" % self.root.fd, dir_fd=self._descriptors.fd)
+        self._below = root if root.endswith(b"/") else root + b"/"
+        self._below_until = self.env.now_ns() + ROOT_SECONDS * 1_000_000_000
 
     def reopen(self, fd: int, flags: int) -> Held:
         """The O_PATH descriptor's own file, opened for use.  The caller knows that it is a regular file."""
