@@ -25,7 +25,7 @@ LEVELS: list[tuple[str, set[str]]] = [
     ("trees", {"servers", "kernelfs"}),
     ("edges", {"edges"}),
     ("the public face", {"", "testing", "serve", "reload"}),
-    ("programs", {"cmd"}),
+    ("programs", {"cli", "config", "cmd"}),
 ]
 LEVEL = {name: level for level, (_, names) in enumerate(LEVELS) for name in names}
 TREES = ("servers", "kernelfs")
@@ -47,6 +47,7 @@ HOST_BY_DESCRIPTOR = {
     "chmod", "chown", "lchown", "utime", "access", "mkfifo", "truncate",
 }  # fmt: skip
 EXCUSE = re.compile(r"# allowed: \S|# noqa: S\d+  # \S")
+OWN_PROC = ("/proc/self/", "/proc/thread-self/")
 DIR_FD = {"dir_fd", "src_dir_fd", "dst_dir_fd"}
 
 
@@ -215,11 +216,12 @@ def cycles(graph: dict[str, dict[str, int]], paths: dict[str, str]) -> Iterator[
 def bans(module: Module) -> Iterator[Violation]:
     """What appears in no line, unless the line says why it may."""
     lines = module.text.splitlines()
+    own = own_proc_names(module)
     by_descriptor = module.area == "servers" and tree_name(module.name)[1].startswith("host")
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Call):
             continue
-        sentence = banned_call(node) or (by_name_on_the_host(node) if by_descriptor else "")
+        sentence = banned_call(node) or (by_name_on_the_host(node, own) if by_descriptor else "")
         last = node.end_lineno or node.lineno
         if sentence and not any(EXCUSE.search(line) for line in lines[node.lineno - 1 : last]):
             yield Violation(module.path, node.lineno, sentence)
@@ -249,11 +251,11 @@ def banned_call(call: ast.Call) -> str:
     return ""
 
 
-def by_name_on_the_host(call: ast.Call) -> str:
+def by_name_on_the_host(call: ast.Call, own: set[str]) -> str:
     """A host export works on descriptors: a path string would be resolved again, perhaps elsewhere."""
     name = dotted(call.func)
     where, _, what = name.rpartition(".")
-    if call.args and is_own_proc(call.args[0]):
+    if call.args and (is_own_proc(call.args[0]) or dotted(call.args[0]) in own):
         return ""
     if name == "open" or (where in ("os", "os.path") and what in HOST_BY_NAME):
         if where == "os" and what in ("listdir", "scandir") and call.args and is_descriptor(call.args[0]):
@@ -268,16 +270,36 @@ def by_name_on_the_host(call: ast.Call) -> str:
 
 def is_descriptor(arg: ast.expr) -> bool:
     """True for an argument that is called a descriptor."""
-    name = dotted(arg).rpartition(".")[2]
-    return name.endswith("fd") or name == "fileno" or (isinstance(arg, ast.Call) and is_descriptor(arg.func))
+    match arg:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name.endswith("fd") or name == "fileno"
+        case ast.Call(func=func):
+            return is_descriptor(func)
+    return False
 
 
 def is_own_proc(arg: ast.expr) -> bool:
     """True for /proc/self/... and /proc/thread-self/...: no client chose that name, and it names this process."""
     match arg:
-        case ast.Constant(value=str(text)) | ast.JoinedStr(values=[ast.Constant(value=str(text)), *_]):
-            return text.startswith(("/proc/self/", "/proc/thread-self/"))
+        case ast.BinOp(left=text, op=ast.Mod()) | ast.JoinedStr(values=[text, *_]):
+            return is_own_proc(text)
+        case ast.Constant(value=str(text)):
+            return text.startswith(OWN_PROC)
+        case ast.Constant(value=bytes(text)):
+            return text.decode("latin-1").startswith(OWN_PROC)
     return False
+
+
+def own_proc_names(module: Module) -> set[str]:
+    """Variables that are only ever given such a name."""
+    given: dict[str, bool] = {}
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                given[name] = given.get(name, True) and is_own_proc(value)
+            case ast.arg(arg=name):
+                given[name] = False
+    return {name for name, always in given.items() if always}
 
 
 def init_files(root: Path) -> list[Violation]:

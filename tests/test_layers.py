@@ -68,6 +68,7 @@ def verdict(name: str, text: str) -> list[str]:
         ("ninep.servers.host", "open(p)", "never uses a path string"),
         ("ninep.servers.host", "os.open(p, flags)", "without dir_fd"),
         ("ninep.servers.host", "os.rename(a, b)", "without dir_fd"),
+        ("ninep.servers.host", "def f(path): os.chmod(path, b'/proc/self/x')", "without dir_fd"),
     ],
 )
 def test_the_checker_refuses(name: str, text: str, words: str) -> None:
@@ -87,6 +88,7 @@ def test_the_checker_refuses(name: str, text: str, words: str) -> None:
             "os.open(name, flags, dir_fd=parent)\nos.stat(fd)\nos.open(f'/proc/self/fd/{fd}', flags)",
         ),
         ("ninep.servers.host", "os.open(root, flags)  # allowed: the export's root, opened once, by its owner's word"),
+        ("ninep.servers.host", "path = b'/proc/self/fd/%d' % x.fd\nos.chmod(path, mode)\nos.stat(x.here().fd)"),
         ("ninep.servers.host_sys", "open('/proc/thread-self/status')\nopen(f'/proc/self/fdinfo/{fd}')"),
         ("ninep.edges.good", "from ..session import Session\nfrom ..namespace import table\nimport trio"),
         ("ninep_cmd.good", "from ninep.servers import ram\nfrom ninep.edges import stream\nimport ninep"),
