@@ -9,10 +9,10 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable
+from typing import Protocol
 
 from .env import REAL, Env
 from .events import Events
-from .file import Call
 from .limits import DEFAULT, Limits
 from .principal import Principal
 from .proto import errors as E
@@ -20,20 +20,31 @@ from .proto import errors as E
 log = logging.getLogger(__name__)
 
 
+class Sweepable(Protocol):
+    """What holds memory that it can give back when idle."""
+
+    def sweep(self) -> None: ...
+
+
 class Node:
-    """One server.  `on_error(call, op, error)` hears every refusal that a client reads (it feeds /dev/errstr)."""
+    """One server.  `on_error(session, op, error)` hears every refusal that a client reads (it feeds /dev/errstr)."""
 
     def __init__(self, limits: Limits = DEFAULT, env: Env = REAL, events: Events | None = None) -> None:
         self.limits = limits
         self.env = env
         self.events = events or Events(env.now_ns)
         self.live = self.events.live
-        self.on_error: Callable[[Call, str, E.FileError], None] | None = None
+        self.on_error: Callable[[object, str, E.FileError], None] | None = None
+        self.connections: set[Sweepable] = set()
         self._parked: Counter[tuple[str, int]] = Counter()
         self._bugs = itertools.count(1)
         self._sessions = itertools.count(1)
         for name in ("sessions", "fids", "handles", "requests", "parked"):
             self.live.setdefault(name, 0)
+
+    def sweep(self) -> None:
+        for connection in self.connections:
+            connection.sweep()
 
     def new_session_id(self) -> int:
         return next(self._sessions)
