@@ -198,7 +198,7 @@ def test_an_idle_connection_costs_less_than_64_KiB() -> None:
 def test_a_large_buffer_is_given_back_after_quiet_turns_or_when_told() -> None:
     framer = Framer(MIB)
     receive(framer, write(MIB), 1 << 30)
-    for _ in range(QUIET_TURNS + 2):
+    for _ in range(2 * (QUIET_TURNS + 2)):
         receive(framer, write(100), 1 << 30)
     assert framer.buffer_bytes == FIRST_BYTES
     receive(framer, write(MIB), 1 << 30)
@@ -239,6 +239,9 @@ def test_a_busy_stream_of_small_frames_gets_a_larger_buffer() -> None:
     framer = Framer(MIB)
     frame = DOTL.encode(1, Tread(1, 0, 4096))
     assert len(receive(framer, frame * 10_000, 1 << 30)) == 10_000
+    assert framer.buffer_bytes == BUSY_BYTES
+    for _ in range(3 * QUIET_TURNS):  # half full is not quiet
+        receive(framer, frame * 1000, 1 << 30)
     assert framer.buffer_bytes == BUSY_BYTES
 
 

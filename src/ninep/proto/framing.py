@@ -18,7 +18,7 @@ yielded.  The last view that is dropped frees the memory.
 How large the buffer is.  FIRST_BYTES until a frame or a busy stream needs more; BUSY_BYTES while small frames come
 thick; the frame limit once a frame larger than that has begun.  A begun large frame is read up to exactly its end, and
 a new one starts at the front, so a stream of 1 MiB writes copies at most BUSY_BYTES per frame and mostly nothing.
-After QUIET_TURNS turns without need of the size, or at `shrink`, the buffer is small again.
+Every QUIET_TURNS turns it becomes as small as they would have needed, and at `shrink` it is small at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Framer:
     need.  It may be changed between two frames, also from inside the loop over `frames`.
     """
 
-    __slots__ = ("_at", "_buffer", "_filled", "_is_detached", "_need", "_turns", "_window", "limit", "view")
+    __slots__ = ("_at", "_buffer", "_filled", "_is_detached", "_need", "_peak", "_turns", "_window", "limit", "view")
 
     def __init__(self, limit: int = FIRST_BYTES) -> None:
         self.limit = limit
@@ -50,7 +50,8 @@ class Framer:
         self._filled = 0
         self._need = 0  # the size of the begun frame, once its four bytes are here
         self._window = 0  # bytes last offered to the receiver
-        self._turns = 0  # turns for which the buffer was larger than it had to be
+        self._turns = 0  # turns since it was last asked whether the buffer has to be so large
+        self._peak = 0  # the most bytes held in any of them
         self._is_detached = False
 
     @property
@@ -95,16 +96,16 @@ class Framer:
     def _wanted(self, size: int, was_full: bool) -> int:
         """The buffer size for the next turn."""
         need = self._need
+        self._peak = max(self._peak, self._filled)
         if need > size:
             return BUSY_BYTES if need <= BUSY_BYTES else max(self.limit, need)
         if was_full:
-            self._turns = 0
             return max(size, BUSY_BYTES)
-        least = FIRST_BYTES if need <= FIRST_BYTES else BUSY_BYTES if need <= BUSY_BYTES else size
-        if size > least and self._at == self._filled:
+        if size > FIRST_BYTES and self._at == self._filled:
             self._turns += 1
             if self._turns > QUIET_TURNS:
-                return least
+                size = FIRST_BYTES if self._peak <= FIRST_BYTES else BUSY_BYTES if self._peak <= BUSY_BYTES else size
+                self._turns = self._peak = 0
         return size
 
     def _move(self, size: int) -> None:
@@ -114,7 +115,6 @@ class Framer:
         self._filled = len(rest)
         self.view[: self._filled] = rest
         self._at = 0
-        self._turns = 0
         self._is_detached = False
 
     def _take_buffer(self, size: int) -> None:
@@ -156,8 +156,6 @@ class Framer:
             if size > have:
                 self._need = size
                 return
-            if size > BUSY_BYTES:
-                self._turns = 0
             self._need = 0
             self._at = at + size
             yield at, at + size
@@ -173,5 +171,5 @@ class Framer:
         """
         if self._at == self._filled and len(self._buffer) > FIRST_BYTES:
             self._take_buffer(FIRST_BYTES)
-            self._at = self._filled = self._need = self._turns = 0
+            self._at = self._filled = self._need = self._turns = self._peak = 0
             self._is_detached = False
