@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import trio
+
 from .answer import Answer
 from .proto import errors as E
 from .proto.types import F_RDLCK, F_UNLCK, F_WRLCK, OFFSET_MAX, Lock
@@ -55,19 +57,20 @@ def _add(counts: dict[object, int], key: object, change: int) -> None:
 
 
 class _Waiter:
-    __slots__ = ("lock", "outcome", "table", "wake")
+    """A request in a queue; the task parked for it is woken once, with `refusal` set or not."""
 
-    def __init__(self, table: _Table, lock: Lock) -> None:
-        import trio
+    __slots__ = ("is_done", "lock", "refusal", "table", "task")
 
+    def __init__(self, table: _Table, lock: Lock, task: trio.lowlevel.Task) -> None:
         self.table = table
         self.lock = lock
-        self.wake = trio.Event()
-        self.outcome: bool | E.FileError | None = None
+        self.task = task
+        self.is_done = False
+        self.refusal: E.FileError | None = None
 
 
 class Locks:
-    """The locks of one file.  `limit`: most ranges that the owners of one session hold, over all files."""
+    """The locks of one file.  `limit`: most ranges that the owners of one session hold or wait for, over all files."""
 
     __slots__ = ("_flock", "_posix")
 
@@ -123,15 +126,13 @@ class _Table:
             self._serve()
             return True
         if not self._blocked(lock, self.queue if wait else []):
-            self._apply(lock)
-            self._serve()  # a downgrade lets others in
-            self._serve_own(lock.owner)
+            self._grant(lock)
             return True
         if not wait:
             return False
         if not lock.flock and self._would_deadlock(lock):
             raise E.Edeadlk
-        return self._wait(_Waiter(self, lock))
+        return self._wait(lock)
 
     def conflicts(self, lock: Lock) -> Iterator[Lock]:
         """What others hold that this lock cannot be beside."""
@@ -148,7 +149,7 @@ class _Table:
             self.held = [lock for lock in self.held if lock.owner != owner]
             self.space.count(owner, mine[0].flock, -len(mine))
         for waiter in [w for w in self.queue if w.lock.owner == owner]:
-            self._leave(waiter, E.Einterrupted("lock owner is gone"))
+            self._end(waiter, E.Einterrupted("lock owner is gone"))
         self._serve()
 
     # -- the algebra
@@ -185,7 +186,7 @@ class _Table:
             return False
         if lock.flock and any(held.owner == lock.owner for held in self.held):
             return False
-        return any(w.lock.owner != lock.owner and _clash(w.lock, lock) for w in ahead)
+        return any(not w.is_done and w.lock.owner != lock.owner and _clash(w.lock, lock) for w in ahead)
 
     def _would_deadlock(self, lock: Lock) -> bool:
         """Whether somebody in the way waits, over any number of others, for the owner who asks."""
@@ -202,60 +203,72 @@ class _Table:
                 todo.extend(held.owner for held in waiter.table.conflicts(waiter.lock))
         return False
 
-    async def _wait(self, waiter: _Waiter) -> bool:
-        # From here to the end of the wait the waiter stands in the queue, whatever happens.
-        lock = waiter.lock
-        if not self._blocked(lock, self.queue):
-            # The coroutine was made some time ago, and the way is free by now.
-            self._apply(lock)
-            self._serve()
+    async def _wait(self, lock: Lock) -> bool:
+        if not self._blocked(lock, self.queue):  # the coroutine may be run long after it was made
+            self._grant(lock)
             return True
         if not lock.flock and self._would_deadlock(lock):
             raise E.Edeadlk
+        if self.space.by_session.get(session_of(lock.owner), 0) >= self.limit:
+            raise E.Enolck  # who waits is counted too, or the queue would have no bound
+        waiter = _Waiter(self, lock, trio.lowlevel.current_task())
         self.queue.append(waiter)
+        _add(self.space.by_session, session_of(lock.owner), 1)
         if not lock.flock:
             self.space.waits.setdefault(lock.owner, []).append(waiter)
-        try:
-            await waiter.wake.wait()
-        except BaseException:
-            if waiter.outcome is None:
-                self._leave(waiter, None)
-                self._serve()
-            elif waiter.outcome is True:
-                # Granted and cancelled in one moment: the asker will never hear of it.
-                self._apply(lock._replace(type=F_UNLCK))
-                self._serve()
-            raise
-        if isinstance(waiter.outcome, E.FileError):
-            raise waiter.outcome
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            # Within the cancellation itself, so that no grant can slip in between and be lost.
+            self._leave(waiter)
+            self._serve()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        if waiter.refusal is not None:
+            raise waiter.refusal
         return True
 
-    def _leave(self, waiter: _Waiter, outcome: bool | E.FileError | None) -> None:
+    def _leave(self, waiter: _Waiter) -> None:
+        waiter.is_done = True
         self.queue.remove(waiter)
+        owner = waiter.lock.owner
+        _add(self.space.by_session, session_of(owner), -1)
         if not waiter.lock.flock:
-            waits = self.space.waits[waiter.lock.owner]
+            waits = self.space.waits[owner]
             waits.remove(waiter)
             if not waits:
-                del self.space.waits[waiter.lock.owner]
-        waiter.outcome = outcome
-        waiter.wake.set()
+                del self.space.waits[owner]
+
+    def _end(self, waiter: _Waiter, refusal: E.FileError | None) -> None:
+        self._leave(waiter)
+        waiter.refusal = refusal
+        trio.lowlevel.reschedule(waiter.task)
+
+    def _grant(self, lock: Lock) -> None:
+        self._apply(lock)
+        self._serve()  # a downgrade lets others in
+        self._serve_own(lock.owner)
 
     def _serve(self) -> None:
-        """Grant what can be granted, oldest first; again from the front after each grant."""
-        at = 0
-        while at < len(self.queue):
-            waiter = self.queue[at]
-            if self._blocked(waiter.lock, self.queue[:at]):
-                at += 1
-                continue
-            at = 0
-            try:
-                self._apply(waiter.lock)
-            except E.Enolck as e:
-                self._leave(waiter, e)
-            else:
-                self._leave(waiter, True)
-                self._serve_own(waiter.lock.owner)
+        """Grant what can be granted, oldest first, until a pass over the queue grants nothing."""
+        granted = bool(self.queue)
+        while granted:
+            granted = False
+            ahead: list[_Waiter] = []
+            for waiter in tuple(self.queue):
+                if waiter.is_done:
+                    continue  # by a pass that this one caused in another table
+                if self._blocked(waiter.lock, ahead):
+                    ahead.append(waiter)
+                    continue
+                granted = True
+                try:
+                    self._apply(waiter.lock)
+                except E.Enolck as refusal:
+                    self._end(waiter, refusal)
+                else:
+                    self._end(waiter, None)
+                    self._serve_own(waiter.lock.owner)
 
     def _serve_own(self, owner: object) -> None:
         """An owner that holds something now no longer queues out of courtesy: others may come to wait for it."""

@@ -40,7 +40,7 @@ from ninep.servers.ram_data import CHUNK, Budget, Sparse
 ROOT = Call(local_principal(0, 0, frozenset(), "root", "local"))
 ONE = Call(local_principal(1000, 1000, frozenset(), "one", "local"))
 
-pytestmark = pytest.mark.feature("ram-posix")
+pytestmark = pytest.mark.feature("ram-tree")
 
 
 def new_tree(*args: Any, **kwargs: Any) -> Any:
