@@ -12,9 +12,15 @@ from pathlib import Path
 import leaks
 import pytest
 import trio
+from hypothesis import settings
 from stray_logs import StrayLogs
 
 ALARM_SHARE = 0.9  # of the time that the alarm allows
+
+# No deadlines: they fail tests for what other processes do.  Failures print what repeats them.
+settings.register_profile("ninep", deadline=None, print_blob=True, database=None)
+settings.register_profile("quick", settings.get_profile("ninep"), max_examples=30)
+settings.load_profile("ninep")
 
 
 def pytest_configure(config: pytest.Config) -> None:
