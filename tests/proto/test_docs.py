@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ninep.proto import describe
@@ -48,14 +50,12 @@ def test_a_trace_line_escapes_what_a_peer_wrote() -> None:
     assert describe.line(5, Twstat(1, StatRecord(name="n", mtime=3))) == "Twstat tag 5 fid 1 stat (mtime 3 name 'n')"
 
 
-def test_a_stale_or_missing_manual_is_noticed(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(describe, "DOCS", tmp_path)
-    assert describe.main(["--check"]) == 1
-    assert describe.main(["--write"]) == 0
-    assert describe.main(["--check"]) == 0
-    (describe.DOCS / "errors.md").write_text("old")
-    assert describe.main(["--check"]) == 1
+def test_a_stale_or_missing_manual_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    docs = str(tmp_path)
+    assert describe.main(["--check"], docs) == 1
+    assert describe.main(["--write"], docs) == 0
+    assert describe.main(["--check"], docs) == 0
+    (tmp_path / "errors.md").write_text("old")
+    assert describe.main(["--check"], docs) == 1
     assert describe.main([]) == 2
     assert "docs/errors.md differs" in capsys.readouterr().err

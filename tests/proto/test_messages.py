@@ -276,6 +276,10 @@ def test_a_write_whose_count_and_bytes_differ_reads_no_neighbours_bytes(count: i
     buffer = lying + b"the next frame's secret bytes" * 9
     with pytest.raises(BadMessage):
         P2000.decode(memoryview(buffer), 0, len(frame))
+    if len(b"hello") < count <= len(buffer) - 23:  # the negative control: only `end` keeps the neighbour out
+        _, msg = P2000.decode(memoryview(buffer), 0, 23 + count)
+        assert isinstance(msg, Twrite)
+        assert b"the" in bytes(msg.data) or count == 6
 
 
 @pytest.mark.hostile(12)

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import errno
 import sys
-from pathlib import Path
 
 from ninep.proto.codec import Dialect, Message
 from ninep.proto.errors import TABLE
 from ninep.proto.records import StatRecord
 from ninep.proto.version import DIALECTS, DOTL, DOTU, P2000, UNKNOWN
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
 SHOWN_CHARS_MAX = 64
 
 
@@ -126,14 +124,17 @@ def pages() -> dict[str, str]:
     return {"protocol.md": protocol_page(), "errors.md": errors_page()}
 
 
-def main(args: list[str]) -> int:
-    """`--write` makes the files, `--check` exits with 1 if one of them differs."""
+def main(args: list[str], docs: str = "") -> int:
+    """`--write` makes the files in `docs`, `--check` exits with 1 if one of them differs."""
+    from pathlib import Path  # what an edge needs of this module, `line`, needs no files
+
     if args not in (["--write"], ["--check"]):
         print("usage: python -m ninep.proto.describe --write | --check", file=sys.stderr)
         return 2
+    folder = Path(docs) if docs else Path(__file__).resolve().parents[3] / "docs"
     stale = 0
     for name, text in pages().items():
-        path = DOCS / name
+        path = folder / name
         if args == ["--write"]:
             path.write_text(text)
         elif not path.is_file() or path.read_text() != text:

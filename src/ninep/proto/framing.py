@@ -23,6 +23,7 @@ Every QUIET_TURNS turns it becomes as small as they would have needed, and at `s
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import Final
 
@@ -32,6 +33,8 @@ SIZE_BYTES_MIN: Final = 7
 FIRST_BYTES: Final = 8 * 1024  # an idle connection costs this and no more
 BUSY_BYTES: Final = 64 * 1024  # several thousand small requests in one recv
 QUIET_TURNS: Final = 64
+
+_SIZE: Final = struct.Struct("<I").unpack_from
 
 
 class Framer:
@@ -150,7 +153,7 @@ class Framer:
             if have < 4:
                 self._need = 0
                 return
-            size = view[at] | view[at + 1] << 8 | view[at + 2] << 16 | view[at + 3] << 24
+            (size,) = _SIZE(view, at)
             if size < SIZE_BYTES_MIN or size > self.limit:
                 raise ProtocolError(f"frame of {size} bytes, limit {self.limit}")
             if size > have:
