@@ -135,6 +135,21 @@ def test_the_wire_needs_nothing_but_msgspec(tmp_path: Path) -> None:
     assert loaded & {*third, "socket", "asyncio", "subprocess"} == set()
 
 
+PUBLIC = """
+import importlib, types, ninep
+for name in {modules!r}:
+    importlib.import_module(name)
+from ninep import *
+hidden = [name for name in ninep.__all__ if isinstance(globals()[name], types.ModuleType)]
+assert not hidden, f"public names hidden by modules of the same name: {{hidden}}"
+"""
+
+
+def test_no_public_name_is_hidden_by_a_module_that_was_imported_before(tmp_path: Path) -> None:
+    ours = [m.name for m in layers.modules(layers.ROOT) if m.name.startswith("ninep.") and "__main__" not in m.name]
+    imported(PUBLIC.format(modules=[name for name in ours if "pyfuse3" not in name]), tmp_path)
+
+
 @pytest.mark.feature("client-no-trio")
 def test_the_blocking_client_starts_without_trio(tmp_path: Path) -> None:
     loaded = imported("import ninep.edges.blocking", tmp_path)
