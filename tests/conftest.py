@@ -28,15 +28,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group(name): these tests run in one process, one after the other")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that mount or boot something share one process, so that two of them never starve each other of a CPU."""
-    for item in items:
-        heavy = item.get_closest_marker("interop") or "needs_fuse" in getattr(item, "fixturenames", ())
-        if heavy and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group("interop" if item.get_closest_marker("interop") else "fuse"))
-        own_clock = {"autojump_clock", "mock_clock"} & set(getattr(item, "fixturenames", ()))
-        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj) and not own_clock:
-            item.obj = bounded(item.obj, ALARM_SHARE * seconds_max(item))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tests that mount or boot something share one process, so that two of them never starve each other of a CPU; and a
+    trio test that hangs is cancelled.  (This early, because pytest-xdist reads the groups before other plugins may add.)"""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if item.get_closest_marker("xdist_group") is None:
+        if item.get_closest_marker("interop"):
+            item.add_marker(pytest.mark.xdist_group("interop"))
+        elif fixtures & {"needs_fuse", "needs_pyfuse3"}:
+            item.add_marker(pytest.mark.xdist_group("fuse"))
+    own_clock = fixtures & {"autojump_clock", "mock_clock"}
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj) and not own_clock:
+        item.obj = bounded(item.obj, ALARM_SHARE * seconds_max(item))
 
 
 def seconds_max(item: pytest.Item) -> float:
