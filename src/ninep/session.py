@@ -8,7 +8,7 @@ the Fid they name, and give an Answer: a value, or a coroutine when the tree has
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from types import CoroutineType
 from typing import Any, Generic, TypeVar, cast
 
@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from . import checks as c
-from .answer import Answer, answering, settle, then
+from .answer import Answer, answering, drop, settle, then
 from .events import SESSION_ATTACH, SESSION_END
 from .fid import Fid, FidTable, Way
 from .file import Call, Dir, File, Handle, want_of
@@ -56,6 +56,23 @@ class SessionStatistics(msgspec.Struct, frozen=True):
     peer: str
     fids: int
     requests: int
+
+
+class Parked(Generic[T]):
+    """One blocked operation: what it waits for, how a clunk cancels it, and who waits for it."""
+
+    __slots__ = ("answer", "ask", "before", "call", "fid", "gate", "scope")
+
+    def __init__(
+        self, call: Call, fid: Fid, before: Gate | None, answer: Answer[T] | None, ask: Callable[[], Answer[T]]
+    ) -> None:
+        self.call = call
+        self.fid = fid
+        self.before = before
+        self.answer = answer
+        self.ask = ask
+        self.scope = trio.CancelScope()
+        self.gate = Gate()
 
 
 class Session(TreeOps, Generic[M]):
@@ -274,12 +291,18 @@ class Session(TreeOps, Generic[M]):
         answer = handle.write(call, offset, data)
         return self._bounded(fid, answer) if type(answer) is CoroutineType else answer
 
-    async def _bounded(self, fid: Fid, work: Answer[T]) -> T:
-        """Positional I/O that has to wait: it ends by itself, so a clunk lets it end, and a deadline sees to that."""
+    def _bounded(self, fid: Fid, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """Positional I/O that has to wait: it ends by itself, so a clunk lets it end, and a deadline sees to that.
+
+        Counted from now on, not from when its task first runs: a clunk in the same segment must see it.
+        """
         fid.running += 1
+        return self._bound(fid, work)
+
+    async def _bound(self, fid: Fid, work: Coroutine[Any, Any, T]) -> T:
         try:
             with trio.move_on_after(self.limits.call_seconds_max):
-                return await settle(work)
+                return await work
             raise E.Etimedout
         finally:
             await self._io_ended(fid)
@@ -294,44 +317,43 @@ class Session(TreeOps, Generic[M]):
             answer = ask()
             if type(answer) is not CoroutineType:
                 return answer
-        gate = Gate()
+        parked = self._park(call, fid, before, answer, ask)
         if writing:
-            fid.last_write = gate
+            fid.last_write = parked.gate
         else:
-            fid.last_read = gate
-        return self._parked(call, fid, before, gate, answer, ask)
+            fid.last_read = parked.gate
+        return self._parked(parked)
 
-    async def _parked(self, call: Call, fid: Fid, before: Gate | None, gate: Gate, answer: Answer[T] | None,
-                      ask: Callable[[], Answer[T]]) -> T:  # fmt: skip
-        fid.running += 1
+    def _park(
+        self, call: Call, fid: Fid, before: Gate | None, answer: Answer[T] | None, ask: Callable[[], Answer[T]]
+    ) -> Parked[T]:
+        """Account one blocked operation.  Raises Etoomany past what the principal may block."""
+        try:
+            self.node.park(call.principal)
+        except E.FileError:
+            drop(answer)
+            raise
+        parked = Parked(call, fid, before, answer, ask)
         if fid.parked is None:
             fid.parked = set()
-        scope = trio.CancelScope()
-        fid.parked.add(scope)
-        who = call.principal
+        fid.parked.add(parked.scope)
+        fid.running += 1
+        return parked
+
+    async def _parked(self, parked: Parked[T]) -> T:
         try:
-            self.node.park(who)
-        except E.FileError:
-            self._unpark(fid, scope, gate)
-            if type(answer) is CoroutineType:
-                answer.close()
-            await self._io_ended(fid)
-            raise
-        try:
-            with scope:
-                if before is not None:
-                    await before.wait()
-                return await settle(ask() if answer is None else answer)
+            with parked.scope:
+                if parked.before is not None:
+                    await parked.before.wait()
+                return await settle(parked.ask() if parked.answer is None else parked.answer)
             raise E.Einterrupted  # the fid was clunked
         finally:
-            self.node.unpark(who)
-            self._unpark(fid, scope, gate)
+            fid = parked.fid
+            self.node.unpark(parked.call.principal)
+            if fid.parked is not None:
+                fid.parked.discard(parked.scope)
+            parked.gate.open()
             await self._io_ended(fid)
-
-    def _unpark(self, fid: Fid, scope: trio.CancelScope, gate: Gate) -> None:
-        if fid.parked is not None:
-            fid.parked.discard(scope)
-        gate.open()
 
     async def _io_ended(self, fid: Fid) -> None:
         """The last I/O of a clunked fid closes it."""
@@ -407,7 +429,7 @@ class Session(TreeOps, Generic[M]):
         answer = handle.lock(call, lock, wait)
         if type(answer) is not CoroutineType:
             return answer
-        return self._parked(call, fid, None, Gate(), answer, _never)
+        return self._parked(self._park(call, fid, None, answer, _never))
 
     def getlock(self, call: Call, fid: Fid, lock: Lock) -> Answer[Lock | None]:
         c.need(call, c.LOCK)

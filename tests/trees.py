@@ -1,0 +1,108 @@
+"""Trees that tests serve: ones whose files park, wait, fail or count what is done to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import trio
+
+from ninep.answer import Answer
+from ninep.file import Call, Dir, File, Handle
+from ninep.proto import errors as E
+
+
+class Parking(File):
+    """A stream: every read parks until `say` gives it bytes.  `reads` counts the reads that began."""
+
+    perm = 0o666
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.send, self.receive = trio.open_memory_channel[bytes](1000)
+        self.reads = 0
+        self.cancelled = 0
+        self.closed = 0
+        self.written: list[bytes] = []
+
+    def say(self, data: bytes) -> None:
+        self.send.send_nowait(data)
+
+    def open(self, call: Call, omode: int) -> Answer[Handle]:
+        return ParkingHandle(self)
+
+
+class ParkingHandle(Handle):
+    stream = True
+
+    def __init__(self, file: Parking) -> None:
+        self.file = file
+
+    def read(self, call: Call, offset: int, count: int) -> Answer[bytes]:
+        self.file.reads += 1
+        try:
+            return self.file.receive.receive_nowait()[:count]
+        except trio.WouldBlock:
+            return self._wait(count)
+
+    async def _wait(self, count: int) -> bytes:
+        try:
+            return (await self.file.receive.receive())[:count]
+        except trio.Cancelled:
+            self.file.cancelled += 1
+            raise
+
+    def write(self, call: Call, offset: int, data: bytes | memoryview) -> Answer[int]:
+        return self._write(bytes(data))
+
+    async def _write(self, data: bytes) -> int:
+        await trio.lowlevel.checkpoint()  # the scheduler shuffles: order must come from the Session
+        self.file.written.append(data)
+        return len(data)
+
+    def close(self, call: Call) -> Answer[None]:
+        self.file.closed += 1
+        return None
+
+
+class SlowDir(Dir):
+    """Every walk of it waits for `gate`; what it finds is `child`."""
+
+    def __init__(self, child: File | None = None) -> None:
+        super().__init__()
+        self.gate = trio.Event()
+        self.child = child or Dir()
+        self.walks = 0
+
+    def walk(self, call: Call, name: str) -> Answer[File]:
+        self.walks += 1
+        return self._walk(name)
+
+    async def _walk(self, name: str) -> File:
+        await self.gate.wait()
+        if name == "missing":
+            raise E.Enonexist(name)
+        return self.child
+
+
+class Broken(File):
+    """An author's bug, at open."""
+
+    def open(self, call: Call, omode: int) -> Answer[Handle]:
+        raise ZeroDivisionError("the author's fault")
+
+
+class Tree(Dir):
+    """Fixed children by name."""
+
+    def __init__(self, **children: File) -> None:
+        super().__init__()
+        self.children = children
+
+    def walk(self, call: Call, name: str) -> Answer[File]:
+        try:
+            return self.children[name]
+        except KeyError:
+            raise E.Enonexist(name) from None
+
+    def list(self, call: Call) -> Answer[Iterable[tuple[str, File]]]:
+        return self.children.items()
