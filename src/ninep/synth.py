@@ -171,7 +171,7 @@ class Dir(Owner):
     def _has_documents(self, call: Call) -> bool:
         for name in (*self._own(), *self._children):
             document = self._document(name)
-            if document is not None and document.may_write(call):
+            if document is not None and document.edit and document.may_write(call):
                 return True
         return False
 

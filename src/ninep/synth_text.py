@@ -35,7 +35,8 @@ class TextFile(SynthFile):
     """A state file of any directory, made by @text or by hand.
 
     `render(call)` gives the content; `write(call, data)` takes a document or, with `each`, one write.  A `dear` one is
-    not rendered for a stat: its size is then that of its last rendering.
+    not rendered for a stat: its size is then that of its last rendering.  `edit` lets editors put scratch files beside
+    a document; without it a mistyped name beside it stays an error.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class TextFile(SynthFile):
         perm: int = 0o444,
         dear: bool = False,
         each: bool = False,
+        edit: bool = True,
         doc: str = "",
     ) -> None:
         super().__init__(owner, perm, doc)
@@ -54,6 +56,7 @@ class TextFile(SynthFile):
         self._write = write
         self.dear = dear
         self.each = each
+        self.edit = edit and write is not None and not each
         self.verdict = ""  # of the last write of a document; empty for accepted
         self._last: Frozen | None = None
         self._last_size = 0
@@ -263,12 +266,14 @@ class Text(Generic[P, R]):
         name: str | None,
         cost: Literal["cheap", "dear"],
         write: Literal["whole", "each"],
+        edit: bool,
     ) -> None:
         self.method = method
         self.perm = perm
         self.name = name or method.__name__
         self.dear = cost == "dear"
         self.each = write == "each"
+        self.edit = edit
         self.writer_name: str | None = None
         self.doc = inspect.getdoc(method) or ""
 
@@ -296,7 +301,9 @@ class Text(Generic[P, R]):
         method: Callable[..., Any] = getattr(owner, attribute)
         render: Render = method if wants(method, "call") else lambda call: method()
         write = _writer_of(getattr(owner, self.writer_name)) if self.writer_name else None
-        return TextFile(owner, render, write, perm=self.perm, dear=self.dear, each=self.each, doc=self.doc)
+        return TextFile(
+            owner, render, write, perm=self.perm, dear=self.dear, each=self.each, edit=self.edit, doc=self.doc
+        )
 
 
 def _writer_of(method: Callable[..., Any]) -> Writer:
@@ -319,9 +326,12 @@ def text(
     name: str | None = None,
     cost: Literal["cheap", "dear"] = "cheap",
     write: Literal["whole", "each"] = "whole",
+    edit: bool = True,
 ) -> Callable[[Callable[Concatenate[D, P], R]], Text[P, R]]:
     """A state file whose content the method returns: str or bytes, def or async def, with `call` if it names it.
 
-    `cost="dear"` says that it is not to be rendered for a stat.  See Text.writer for writing.
+    `cost="dear"` says that it is not to be rendered for a stat.  What is written goes to the method marked
+    @NAME.writer (Text.writer): `write="whole"` judges what one open wrote when it is closed, `write="each"` each
+    write(2).  `edit` says whether editors may put scratch files beside it.
     """
-    return lambda method: Text(method, perm, name, cost, write)
+    return lambda method: Text(method, perm, name, cost, write, edit)
