@@ -18,7 +18,7 @@ FILES
     sleep       write a duration (`20ms`, `1.5s`): the write returns when it has passed
     snarf       the clip: what one open wrote replaces it when it is closed
     features    what this server does and which test shows it
-    stats/      the server's own state (ninep.kernelfs.stats)
+    stats/      the server's own state (ninep.kernelfs.dev_stats)
 
 EXAMPLES
     cat /n9/dev/time
@@ -52,10 +52,9 @@ from ..proto import errors as E
 from ..proto.types import ONONBLOCK, ORDWR, OREAD, Change
 from ..synth import text
 from ..synth_file import Owner, SynthFile, SynthHandle
-from ..synth_stream import Queue, Stream, StreamFile, StreamHandle
-from ..synth_stream import events as stream
+from ..synth_stream import Queue, Stream, StreamFile, StreamHandle, stream
 from ..synth_words import parse_duration
-from . import stats
+from . import dev_stats
 
 LOG_BYTES_MAX: Final = 65_536
 LOG_LINE_BYTES_MAX: Final = 4096
@@ -344,6 +343,6 @@ def tree(
     """
     root = Dev(sysname, log or Log(env, limits), errors or ErrorLog(env, limits), env, limits)
     root.uid, root.gid = uid, gid
-    about = root.add_child("stats", stats.tree(events, limits, sessions))
+    about = root.add_child("stats", dev_stats.tree(events, limits, sessions))
     about.uid, about.gid = uid, gid
     return root
