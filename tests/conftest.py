@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import leaks
 import pytest
@@ -23,23 +24,32 @@ settings.register_profile("quick", settings.get_profile("ninep"), max_examples=3
 settings.load_profile("ninep")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """The groups of pytest-xdist are a marker of its own; without it they mean nothing, and must still be known."""
-    config.addinivalue_line("markers", "xdist_group(name): these tests run in one process, one after the other")
-
-
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests that mount or boot something share one process, so that two of them never starve each other of a CPU; and a
-    trio test that hangs is cancelled.  (This early, because pytest-xdist reads the groups before other plugins may add.)"""
-    fixtures = set(getattr(item, "fixturenames", ()))
-    if item.get_closest_marker("xdist_group") is None:
-        if item.get_closest_marker("interop"):
-            item.add_marker(pytest.mark.xdist_group("interop"))
-        elif fixtures & {"needs_fuse", "needs_pyfuse3"}:
-            item.add_marker(pytest.mark.xdist_group("fuse"))
-    own_clock = fixtures & {"autojump_clock", "mock_clock"}
+    """A trio test that hangs is cancelled, and says where it hung."""
+    own_clock = {"autojump_clock", "mock_clock"} & set(getattr(item, "fixturenames", ()))
     if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj) and not own_clock:
         item.obj = bounded(item.obj, ALARM_SHARE * seconds_max(item))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """In a parallel run, tests that mount share one process, and so do tests that run foreign programs: two of a kind
+    would starve each other.  The groups of pytest-xdist itself (3.8) are lost on pytest 9.2, so ours go by path."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByKind(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByKind(config, log)
+
+
+def group_of(nodeid: str) -> str:
+    """The group that a test runs in: `interop`, `mounts`, or its own."""
+    path = nodeid.partition("::")[0]
+    if "interop/" in path:
+        return "interop"
+    return "mounts" if any(word in path for word in ("fuse", "mount", "parity", "compat")) else nodeid
 
 
 def seconds_max(item: pytest.Item) -> float:
