@@ -55,4 +55,3 @@ def _load() -> list[Golden]:
 
 
 GOLDEN = _load()
-REQUESTS = [g for g in GOLDEN if g.message.number % 2 == 0]

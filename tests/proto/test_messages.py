@@ -10,7 +10,7 @@ import sys
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from proto.golden import GOLDEN, REQUESTS, Golden
+from proto.golden import GOLDEN, QID, Golden
 from strategies import messages, tags
 
 from ninep.proto.codec import BadMessage, Dialect, Message, Undecodable, UnknownMessage
@@ -19,6 +19,7 @@ from ninep.proto.errors import Ebadchar, Ebadmsg, Enametoolong, Erange, Protocol
 from ninep.proto.messages import (
     Rclunk,
     Rread,
+    Rwalk,
     Tattach,
     Tclunk,
     Tcreate,
@@ -46,7 +47,6 @@ SIZES = {  # fixed frame sizes, from the manuals; (without .u's fields, with the
 }  # fmt: skip
 
 each_golden = pytest.mark.parametrize("golden", GOLDEN, ids=str)
-each_request = pytest.mark.parametrize("golden", REQUESTS, ids=str)
 each_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda d: d.name)
 
 
@@ -236,7 +236,7 @@ def test_a_request_type_from_a_server_ends_the_connection(dialect: Dialect) -> N
 def test_a_string_longer_than_its_frame_is_a_decode_error() -> None:
     frame = P2000.encode(1, Tattach(1, 2, "u" * 11, ""))
     assert len(frame) == 30
-    with pytest.raises(BadMessage):
+    with pytest.raises(BadMessage, match="runs past the end"):
         P2000.decode(memoryview(frame[:15] + b"\xff\xff" + frame[17:]))
 
 
@@ -252,6 +252,30 @@ def test_more_names_than_a_walk_may_have_are_refused_before_a_list_is_made(diale
             dialect.decode(memoryview(frame))
         assert isinstance(caught.value.error, Ebadmsg)
         assert "too many" in str(caught.value.error)
+    with pytest.raises(Erange):
+        dialect.encode(1, Twalk(1, 2, ("n",) * 17))
+
+
+@pytest.mark.hostile(90)
+def test_more_qids_than_a_walk_can_have_are_refused() -> None:
+    frame = DOTL.encode(1, Rwalk((QID,) * 16))
+    assert len(frame) == 217
+    assert read(DOTL, frame)[1] == Rwalk((QID,) * 16)
+    more = resized(frame[:7] + b"\x11\0" + frame[9:] + frame[9:22])
+    with pytest.raises(BadMessage, match="too many"):
+        read(DOTL, more)
+    with pytest.raises(Erange):
+        DOTL.encode(1, Rwalk((QID,) * 17))
+
+
+@pytest.mark.hostile(6)
+def test_a_walk_name_longer_than_its_frame_is_a_decode_error() -> None:
+    frame = bytearray(DOTL.encode(1, Twalk(1, 2, ("abc", "def"))))
+    for at in (17, 22):
+        lying = frame.copy()
+        lying[at] = 200
+        with pytest.raises(BadMessage, match="runs past the end"):
+            DOTL.decode(memoryview(lying + b"n" * 300), 0, len(frame))
 
 
 @pytest.mark.hostile(8)
@@ -274,7 +298,7 @@ def test_a_write_whose_count_and_bytes_differ_reads_no_neighbours_bytes(count: i
     frame = P2000.encode(1, Twrite(1, 0, b"hello"))
     lying = frame[:19] + count.to_bytes(4, "little") + frame[23:]
     buffer = lying + b"the next frame's secret bytes" * 9
-    with pytest.raises(BadMessage):
+    with pytest.raises(BadMessage, match="runs past the end" if count > 5 else "left over"):
         P2000.decode(memoryview(buffer), 0, len(frame))
     if len(b"hello") < count <= len(buffer) - 23:  # the negative control: only `end` keeps the neighbour out
         _, msg = P2000.decode(memoryview(buffer), 0, 23 + count)

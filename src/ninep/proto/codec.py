@@ -45,7 +45,7 @@ class Undecodable(Exception):
     """A whole frame that cannot be a request: answer `tag` with `error` and keep the connection."""
 
     def __init__(self, tag: int, error: FileError) -> None:
-        super().__init__(tag, error)
+        super().__init__(f"tag {tag}: {error}")
         self.tag = tag
         self.error = error
 

@@ -130,22 +130,15 @@ class Text(Varying):
     head_bytes = bytes_min = 2
     bytes_max = 2 + STRING_BYTES_MAX
 
-    def __init__(self, *, strict: bool, name_bytes_max: int = STRING_BYTES_MAX) -> None:
+    def __init__(self, *, strict: bool) -> None:
         self.strict = strict
-        self.name_bytes_max = name_bytes_max
 
     @property
     def _errors(self) -> str:
         return '"strict"' if self.strict else '"surrogateescape"'
 
     def decode_lines(self, v: str, label: str) -> list[str]:
-        long = (
-            []
-            if self.name_bytes_max == STRING_BYTES_MAX
-            else [f"if {v}_n > {self.name_bytes_max}: raise name_too_long(buf, at, {label!r})"]
-        )
         return [
-            *long,
             f"q = p + {v}_n",
             f"if q > end: raise overrun(buf, at, {label!r})",
             f'{v} = str(buf[p:q], "utf-8", {self._errors})',
