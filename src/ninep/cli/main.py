@@ -1,0 +1,119 @@
+"""The front of every program: find the verb, parse, run, and turn whatever happens into one line and an exit code.
+
+Imports only what finding a verb takes: the verb's own module comes last, so that `ninep cat` stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from . import failure, verbs
+from .output import CLOSED_STDOUT, Output, StdoutClosed, complain, drop_stdout
+from .table import Verb
+
+Runner = Callable[[argparse.Namespace, Output], int]
+_FRONT_HELP = ("-h", "--help", "help")
+
+
+def front(argv: Sequence[str]) -> int:
+    """`ninep ARGV`: the exit code."""
+    return _guarded("ninep", "", list(argv), _front)
+
+
+def program(name: str, argv: Sequence[str]) -> int:
+    """A program that is a verb of its own, such as ninepd: the exit code."""
+    verb = verbs.BY_NAME[name]
+    return _guarded(name, name, list(argv), lambda args: run(verb, args))
+
+
+def _front(argv: list[str]) -> int:
+    # Options that every verb takes may stand before the verb too.
+    first: list[str] = []
+    while argv and argv[0] in ("--json", "-q", "--quiet", "-v", "-vv", "--verbose"):
+        first.append(argv.pop(0))
+    if not argv:
+        raise failure.UsageError("no verb", hint="'ninep --help'")
+    name, rest = argv[0], argv[1:]
+    if name in _FRONT_HELP and not rest:
+        from .parse import help_front
+
+        return _print(help_front())
+    if name == "help":
+        name, rest = rest[0], ["--help"]
+    if name in ("-V", "--version", "version"):
+        return _print(f"ninep {version()}\n")
+    verb = verbs.find(name)
+    if verb is None:
+        import difflib
+
+        near = difflib.get_close_matches(name, [v.name for v in verbs.shown()], 1)
+        hint = f"'ninep {near[0]}'" if near else "'ninep --help'"
+        kind = "option" if name.startswith("-") else "verb"
+        raise failure.UsageError(f"no such {kind}: {name[:60]}", hint=hint)
+    return run(verb, first + rest)
+
+
+def run(verb: Verb, argv: list[str]) -> int:
+    """Parse and run one verb.  Raises Failure, FileError, OSError, StdoutClosed."""
+    from .parse import help_of, parse
+
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    if "--help" in words or "-h" in words:
+        return _print(help_of(verb))
+    args = parse(verb, argv)
+    output = Output(is_json=args.json, raw=getattr(args, "raw", False), quiet=args.quiet, verbose=args.verbose)
+    module, _, function = verb.run.partition(":")
+    runner: Runner = getattr(__import__(module, fromlist=[function]), function)
+    try:
+        return runner(args, output)
+    finally:
+        output.flush()
+
+
+def _guarded(name: str, verb: str, argv: list[str], body: Callable[[list[str]], int]) -> int:
+    is_json = "--json" in argv
+    if not verb:
+        verb = next((word for word in argv if not word.startswith("-")), "")
+        verb = verb if verbs.find(verb) else ""
+    try:
+        return body(argv)
+    except StdoutClosed:
+        drop_stdout()
+        return CLOSED_STDOUT
+    except KeyboardInterrupt:
+        drop_stdout()
+        return failure.INTERRUPTED
+    except failure.Failure as e:
+        failure.tell(e, name, verb, is_json=is_json)
+        return e.code
+    except Exception as e:
+        told = failure.from_error(e)
+        if not told.errno_name:
+            if "-vv" in argv:
+                raise
+            told.what = f"internal error: {told.what}"
+            told.hint = "again with -vv, and report what it prints"
+        failure.tell(told, name, verb, is_json=is_json)
+        return told.code
+
+
+def _print(text: str) -> int:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise StdoutClosed from None
+    return 0
+
+
+def version() -> str:
+    """The installed version, or what a checkout that is not installed says."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("ninep")
+    except metadata.PackageNotFoundError:
+        complain("ninep: not installed; running from a checkout")
+        return "0"

@@ -1,0 +1,217 @@
+"""The configuration file: TOML, read strictly.  What it may say, and where a mistake in it is.
+
+Knows no program.  An unknown key, a wrong type or a senseless value is an error that names the file, the line and the
+key; nothing is ignored, and nothing is half applied.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat as _s
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from .limits import DEFAULT, Limits
+
+BYTES_MAX = 1 << 20
+
+
+class ConfigError(ValueError):
+    """A file that cannot be used.  `line` is 0 where no line is to blame, `key` "" where no key is."""
+
+    def __init__(self, path: str, line: int, key: str, text: str) -> None:
+        super().__init__(f"{path}:{line}: {key + ': ' if key else ''}{text}" if line else f"{path}: {text}")
+        self.path, self.line, self.key, self.text = path, line, key, text
+
+
+class ExportTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[exports.NAME]: a host directory of the node.  `ownership`: squash (as the server) or native (as the caller)."""
+
+    dir: str
+    ro: bool = False
+    ownership: Literal["squash", "native"] = "squash"
+
+
+class ListenTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[listen]: where to listen and whom to believe, as the options of the same names."""
+
+    urls: tuple[str, ...] = ()
+    plaintext_off_host: bool = False
+    trust_uname: bool = False
+    allow_uids: tuple[int, ...] = ()
+    allow_gids: tuple[int, ...] = ()
+    socket_mode: str = "600"
+    as_root: bool = False
+
+
+class NodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[node]: the daemon.  `socket` is its own socket, where programs look for paths without a scheme."""
+
+    mount: str = ""
+    state: str = ""
+    socket: bool = True
+
+
+class ClientTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[client]: the client verbs."""
+
+    node: str = ""
+    timeout_seconds: float = DEFAULT.reply_seconds_max
+
+
+class LogTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[log]: what servers write to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class LimitsTable(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[limits]: any bound of ninep.limits, under its own name."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole file.  `exports` are keyed by name."""
+
+    listen: ListenTable = ListenTable()
+    node: NodeTable = NodeTable()
+    exports: dict[str, ExportTable] = {}
+    client: ClientTable = ClientTable()
+    log: LogTable = LogTable()
+    limits: LimitsTable = LimitsTable()
+
+
+def default_path(env: Mapping[str, str] = os.environ) -> str:
+    """NINEP_CONFIG, else the file in $XDG_CONFIG_HOME/ninep; root's is in /etc/ninep."""
+    if named := env.get("NINEP_CONFIG"):
+        return named
+    if os.geteuid() == 0:
+        return "/etc/ninep/config.toml"
+    base = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME", "/"), ".config")
+    return os.path.join(base, "ninep", "config.toml")
+
+
+def load(path: str) -> Config:
+    """The file at path.  Raises ConfigError, and OSError when it cannot be read.
+
+    A file that others may write is refused: whoever writes it decides what is served.
+    """
+    with open(path, "rb") as file:
+        mode = os.fstat(file.fileno())
+        if mode.st_mode & 0o022 and _s.S_ISREG(mode.st_mode):
+            raise ConfigError(path, 0, "", f"others may write it (mode {mode.st_mode & 0o777:o}): chmod go-w {path}")
+        raw = file.read(BYTES_MAX + 1)
+    if len(raw) > BYTES_MAX:
+        raise ConfigError(path, 0, "", f"longer than {BYTES_MAX} bytes")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as e:
+        raise ConfigError(path, raw.count(b"\n", 0, e.start) + 1, "", "not UTF-8") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: str = "config") -> Config:
+    """A configuration from its text.  Raises ConfigError."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        found = re.search(r"line (\d+)", str(e))
+        message = re.sub(r" \(at .*\)", "", str(e))
+        raise ConfigError(path, int(found[1]) if found else text.count("\n") + 1, "", message.lower()) from None
+    lines = dict(_lines(text))
+    try:
+        config = msgspec.convert(table, Config)
+    except msgspec.ValidationError as e:
+        key, message = _blame(str(e))
+        raise ConfigError(path, *_place(lines, key), message) from None
+    for key, message in _senseless(config, table):
+        raise ConfigError(path, *_place(lines, key), message)
+    return config
+
+
+def _blame(message: str) -> tuple[str, str]:
+    """msgspec's words as (dotted key, what is wrong with it)."""
+    message, _, where = message.partition(" - at `$")
+    key = where.rstrip("`").lstrip(".").replace("[...]", "")
+    if unknown := re.fullmatch("Object contains unknown field `(.*)`", message):
+        return f"{key}.{unknown[1]}".lstrip("."), "unknown key"
+    if missing := re.fullmatch("Object missing required field `(.*)`", message):
+        return key, f"missing: {missing[1]}"
+    return key, message[:1].lower() + message[1:].replace("`", "")
+
+
+_TABLE_LINE = re.compile(r"\s*\[+\s*([^\]#]+?)\s*\]")
+_KEY_LINE = re.compile(r"\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[\w-]+|\"[^\"]*\"|'[^']*'))*)\s*=")
+_PART = re.compile(r"[\w-]+|\"[^\"]*\"|'[^']*'")
+
+
+def _lines(text: str) -> Iterator[tuple[str, int]]:
+    """(dotted key, line) of each table header and key.  TOML's parser keeps no places, so this reads the text again."""
+    table: list[str] = []
+    inside = ""  # the quotes of a string over several lines
+    for number, line in enumerate(text.splitlines(), 1):
+        if inside:
+            if inside in line:
+                inside = ""
+            continue
+        if found := _TABLE_LINE.match(line):
+            table = _parts(found[1])
+            yield ".".join(table), number
+        elif found := _KEY_LINE.match(line):
+            yield ".".join([*table, *_parts(found[1])]), number
+            for quotes in ('"""', "'''"):
+                if line.count(quotes) == 1:
+                    inside = quotes
+
+
+def _parts(dotted: str) -> list[str]:
+    return [part.strip("\"'") for part in _PART.findall(dotted)]
+
+
+def _place(lines: dict[str, int], key: str) -> tuple[int, str]:
+    """(line, key) of the key, or the line of the nearest table around it.
+
+    msgspec leaves out the free name of a table such as [exports.NAME]: the first key that fits stands for it.
+    """
+    around = key
+    while around:
+        if around in lines:
+            return lines[around], key
+        head, _, last = around.rpartition(".")
+        for known, number in lines.items():
+            if head and known.startswith(f"{head}.") and known.rpartition(".")[2] == last:
+                return number, known
+        around = head
+    return 1, key
+
+
+def _senseless(config: Config, table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, complaint) for values of the right type that mean nothing."""
+    for name in table.get("limits", ()):
+        value = getattr(config.limits, name)
+        if not value > 0 or (name.endswith("_share") and value > 1):
+            yield f"limits.{name}", f"must be above zero: {value}"
+    if config.limits.msize_bytes_max < config.limits.msize_bytes_min:
+        yield "limits.msize_bytes_max", f"below msize_bytes_min, {config.limits.msize_bytes_min}"
+    if not re.fullmatch("0?[0-7]{3}", config.listen.socket_mode):
+        yield "listen.socket_mode", f"not an octal mode: {config.listen.socket_mode!r}"
+    if not 0 < config.client.timeout_seconds < 1e9:
+        yield "client.timeout_seconds", f"must be above zero: {config.client.timeout_seconds}"
+    for name, export in config.exports.items():
+        if problem := export_name_problem(name):
+            yield f"exports.{name}", problem
+        if not os.path.isabs(export.dir):
+            yield f"exports.{name}.dir", f"not an absolute path: {export.dir!r}"
+    for key, path in (("node.mount", config.node.mount), ("node.state", config.node.state)):
+        if path and not os.path.isabs(path):
+            yield key, f"not an absolute path: {path!r}"
+
+
+def export_name_problem(name: str) -> str:
+    """Why an export cannot be called so; "" if it can.  The name is a file name, and an aname."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}", name):
+        return f"not a name for an export (letters, digits and ._+-): {name[:70]!r}"
+    return ""
