@@ -20,7 +20,7 @@ from typing import Final, Generic, TypeVar
 
 from ninep.edges import client_checks as checks
 from ninep.edges import client_ops as ops
-from ninep.edges.client_core import Core, Flow, Pending, State, negotiate
+from ninep.edges.client_core import Core, Flow, Pending, State, negotiate, own_name
 from ninep.edges.client_stream import DirReader, ReadAhead
 from ninep.edges.dial import Address, Link, connect_link, parse
 from ninep.limits import DEFAULT, Limits
@@ -44,16 +44,6 @@ LEAVE_SECONDS: Final = 0.5  # on the way out: for an Rflush, and for the last cl
 TOGETHER_MAX: Final = 64  # flows that `run_many` has under way at once
 
 Path = str | Sequence[str]
-
-
-def own_name() -> str:
-    """The caller's login name, from its real uid; the number in digits if it has no name."""
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
 
 
 class Blocking:

@@ -13,6 +13,8 @@ asked for.  No clock, no socket and no trio here.
 from __future__ import annotations
 
 import enum
+import math
+import os
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Final, TypeVar
@@ -31,13 +33,12 @@ from ninep.proto.messages import (
     Tclunk,
     Tflush,
     Tread,
-    Tremove,
     Tversion,
     Twalk,
     Twrite,
     write_header,
 )
-from ninep.proto.types import IOHDRSZ, NOFID, NOTAG, OFFSET_MAX
+from ninep.proto.types import IOHDRSZ, NOFID, NOTAG
 from ninep.proto.version import BY_NAME, MSIZE_BYTES_MIN, UNKNOWN
 
 T = TypeVar("T")
@@ -105,6 +106,7 @@ class Core:
         self.msize_bytes = max(MSIZE_BYTES_MIN, min(msize_bytes or limits.msize_bytes_max, limits.msize_bytes_max))
         self.names_dropped = 0  # names of the server's that are no names (SEC-61)
         self.why_closed = ""
+        self.first_deadline = math.inf  # no request's deadline is earlier; `deadline` makes it exact
         self.replied = 0  # replies taken in all
         self._pending: dict[int, Pending] = {}
         self._tags: list[int] = []
@@ -191,9 +193,12 @@ class Core:
         if pending.is_done or self.state is not State.READY:
             return None
         if type(pending.request) is Tclunk:  # it happens whatever anybody says
-            pending.waiter = _NOBODY
+            if pending.waiter is not _CLUNKER:
+                pending.waiter = _NOBODY
+            pending.deadline = None
             return None
         if pending.flush is None:
+            pending.deadline = None  # the Tflush has one
             pending.flush = self._submit(Tflush(pending.tag), NOFID, NOFID)
         return pending.flush
 
@@ -217,6 +222,7 @@ class Core:
         assert not self._pending
         pending = Pending(NOTAG, Tversion(self.msize_bytes, name), self.clock() + self.limits.connect_seconds_max)
         self._pending[NOTAG] = pending
+        self.first_deadline = self.deadline()
         self._out.append(self.dialect.encode(NOTAG, pending.request))
         return pending
 
@@ -296,9 +302,11 @@ class Core:
         now = self.clock()
         return [p for p in self._pending.values() if p.deadline is not None and p.deadline <= now and not p.is_done]
 
-    def deadline(self) -> float | None:
-        """The first deadline of all, None if no request has one."""
-        return min((p.deadline for p in self._pending.values() if p.deadline is not None), default=None)
+    def deadline(self) -> float:
+        """The first deadline of all; infinity if no request has one."""
+        all_of_them = (p.deadline for p in self._pending.values() if p.deadline is not None)
+        self.first_deadline = min(all_of_them, default=math.inf)
+        return self.first_deadline
 
     # -- inside
 
@@ -309,6 +317,8 @@ class Core:
         pending = Pending(tag, request, deadline)
         pending.fid_made = makes
         pending.fid_freed = frees
+        if deadline is not None and deadline < self.first_deadline:
+            self.first_deadline = deadline
         if kind is Twrite and len(request.data) > COPY_BYTES_MAX:  # type: ignore[attr-defined]  # kind is its type
             self._queue_write(tag, request)  # type: ignore[arg-type]  # likewise
         else:
@@ -448,7 +458,17 @@ def _checked(request: Message, reply: Message) -> Message:
     return reply
 
 
-# -- the flows that begin a session
+# -- how a session begins
+
+
+def own_name() -> str:
+    """The caller's login name, from its real uid; the number in digits if it has no name."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def negotiate(core: Core, dialect: str = "auto") -> Flow[None]:
@@ -480,6 +500,3 @@ def negotiate(core: Core, dialect: str = "auto") -> Flow[None]:
     if refused is not None:
         raise refused
     raise E.Eunsupported(f"dialect {dialect}: the server answers {answer!r}")
-
-
-__all__ = ["OFFSET_MAX", "Core", "Flow", "Pending", "State", "Tremove", "negotiate"]

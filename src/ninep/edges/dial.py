@@ -423,7 +423,14 @@ async def _connect_tcp_trio(address: Address, limits: Limits) -> Link:
     except socket.gaierror as e:
         raise E.Enxio(f"{where}: {e.strerror}")
     except OSError as e:
-        cause = e.__cause__ if isinstance(e.__cause__, OSError) else e
-        raise E.from_oserror(cause, where)
+        raise E.from_oserror(_first_cause(e), where)
     # The client waits for the raw socket itself (datapath B): take it out of trio's wrapper, which keeps nothing of it.
     return Link(tuned(socket.socket(fileno=stream.socket.detach())))
+
+
+def _first_cause(e: OSError) -> OSError:
+    """Why the first address of a host failed: trio groups what happened to each of them."""
+    group = e.__cause__
+    if isinstance(group, BaseExceptionGroup):
+        return next((one for one in group.exceptions if isinstance(one, OSError)), e)
+    return group if isinstance(group, OSError) else e
