@@ -36,6 +36,7 @@ from ninep.proto.types import (
 )
 from ninep.servers import ram
 from ninep.servers.ram_data import CHUNK, Budget, Sparse
+from ninep.testing import check_tree
 
 ROOT = Call(local_principal(0, 0, frozenset(), "root", "local"))
 ONE = Call(local_principal(1000, 1000, frozenset(), "one", "local"))
@@ -506,3 +507,7 @@ def test_copy_range_copies_within_and_between_files() -> None:
     assert a.copy_range(ROOT, 255_000, b, 0, 1 << 62) == 1000
     with pytest.raises(E.Ebadarg):
         a.copy_range(ROOT, 0, a, 10, 20)
+
+
+async def test_a_ram_tree_keeps_every_promise_of_a_tree() -> None:
+    await check_tree(ram.tree, creates=True)
