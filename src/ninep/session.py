@@ -230,7 +230,7 @@ class Session(TreeOps, Generic[M]):
         if file.flags & DMAPPEND:
             omode = omode & ~OTRUNC | OAPPEND
         handle: Handle = yield file.open(call, omode)
-        self._opened(fid, handle, omode)
+        self.opened(fid, handle, omode)
         return file.qid, handle.iounit
 
     def _may_rclose(self, call: Call, fid: Fid) -> Answer[None]:
@@ -238,7 +238,8 @@ class Session(TreeOps, Generic[M]):
             raise E.Eperm("cannot remove the attach point")
         return fid.way.dir.access(call, W_WANT)
 
-    def _opened(self, fid: Fid, handle: Handle, omode: int) -> None:
+    def opened(self, fid: Fid, handle: Handle, omode: int) -> None:
+        """The fid is open from now on."""
         fid.handle = handle
         fid.omode = omode
         self._live["handles"] += 1

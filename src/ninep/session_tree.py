@@ -48,7 +48,7 @@ class TreeOps(ABC):
     limits: Limits
 
     @abstractmethod
-    def _opened(self, fid: Fid, handle: Handle, omode: int) -> None: ...
+    def opened(self, fid: Fid, handle: Handle, omode: int) -> None: ...
 
     # -- making
 
@@ -113,7 +113,7 @@ class TreeOps(ABC):
     def _became(self, fid: Fid, directory: Dir, name: str, file: File, handle: Handle, omode: int) -> tuple[Qid, int]:
         fid.way = Way(fid.way, directory, name)
         fid.file = file
-        self._opened(fid, handle, omode | OAPPEND if file.flags & DMAPPEND else omode)
+        self.opened(fid, handle, omode | OAPPEND if file.flags & DMAPPEND else omode)
         return file.qid, handle.iounit
 
     @answering

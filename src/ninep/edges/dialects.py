@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from ninep.answer import Answer, answering, then
-from ninep.edges.policy import Peer, Policy
+from ninep.edges.policy import AuthFile, Peer, Policy
 from ninep.events import register_op
 from ninep.fid import Fid
 from ninep.file import Call, Handle
 from ninep.proto import errors as E
 from ninep.proto import messages as m
 from ninep.proto.codec import Dialect, Message
-from ninep.proto.types import IOHDRSZ, MAXWELEM, NOFID, ORCLOSE, Qid
+from ninep.proto.types import IOHDRSZ, MAXWELEM, NOFID, ORCLOSE, ORDWR, Qid
 from ninep.session import PARKS, Session, Steps
 
 Handler = Callable[[Any], Answer[Message]]
@@ -92,14 +92,11 @@ class Adapter:
             raise E.Enoauth
         self.fids.check_free(t.afid)
         handle = authenticator.start(self.peer, t.uname, t.aname)
-        fid = Fid(self.session.root, None, Call(edge="9p"), None)
+        fid = Fid(AuthFile(), None, Call(edge="9p"), (t.uname, t.aname, t.n_uname))
         fid.is_auth = True
-        fid.handle = handle
-        fid.omode = 2
-        fid.root = (t.uname, t.aname, t.n_uname)
-        self.session.node.live["handles"] += 1
         self.fids.put(t.afid, fid)
-        return m.Rauth(Qid(0x08, 0, id(handle) & (1 << 63) - 1))
+        self.session.opened(fid, handle, ORDWR)
+        return m.Rauth(fid.file.qid)
 
     @handles(m.Tattach, changes="fid")
     def attach(self, t: m.Tattach) -> Answer[Message]:

@@ -12,10 +12,10 @@ from typing import Protocol
 import msgspec
 
 from ninep.edges.users import principal_of, user_number
-from ninep.file import Handle
+from ninep.file import File, Handle, new_path
 from ninep.principal import NOBODY, Principal
 from ninep.proto import errors as E
-from ninep.proto.types import NONUNAME, UNKNOWN_ID
+from ninep.proto.types import NONUNAME, QTAUTH, UNKNOWN_ID, Qid
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -26,6 +26,13 @@ class Peer(msgspec.Struct, frozen=True):
     gid: int = UNKNOWN_ID
     pid: int = 0
     proof: str = "none"
+
+
+class AuthFile(File):
+    """What an afid points at.  Its type byte says so, and the Session lets it be read, written and clunked only."""
+
+    def __init__(self) -> None:
+        self.qid = Qid(QTAUTH, 0, new_path())
 
 
 class AuthHandle(Handle):
