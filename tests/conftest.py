@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import shutil
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,16 @@ def group_of(nodeid: str) -> str:
     if "interop/" in path:
         return "interop"
     return "mounts" if any(word in path for word in ("fuse", "mount", "parity", "compat")) else nodeid
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Trees too deep for the clean-up of pytest, which recurses, go first: those of this run, and what others left."""
+    base: Path = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # pytest has no public way
+    for path in (*base.iterdir(), *base.parent.glob("garbage-*")):
+        probe = ["find", str(path), "-mindepth", "300", "-maxdepth", "300", "-print", "-quit"]
+        if subprocess.run(probe, capture_output=True, timeout=60, check=False).stdout:
+            subprocess.run(["rm", "-rf", "--one-file-system", str(path)], timeout=60, check=False)
 
 
 def seconds_max(item: pytest.Item) -> float:
