@@ -55,7 +55,7 @@ class HostDir(Node, Dir):
             try:
                 child = Held(sys.openat2(held.fd, raw, sys.HOW_CACHED))
                 if self.parent is not None:  # beneath the root itself is inside
-                    export.inside(child.fd)
+                    self.inside(child.fd)
                 return intern(export, self, name, child)
             except (OSError, E.Estale):
                 return export.slow(call, False, self._walk, raw, name)
@@ -63,13 +63,15 @@ class HostDir(Node, Dir):
 
     def _walk(self, raw: bytes, name: str) -> Node:
         export = self.export
-        held = export.beneath(self.here().fd, raw)
+        own = self.here()  # kept: another thread may let the node's go meanwhile
+        held = export.beneath(own.fd, raw)
         if self.parent is not None:  # beneath the root itself is inside
             try:
-                export.inside(held.fd)
+                self.inside(held.fd)
             except E.Estale:
-                held = export.beneath(self.contained().fd, raw)
-                export.inside(held.fd)
+                own = self.contained()
+                held = export.beneath(own.fd, raw)
+                self.inside(held.fd)
         return intern(export, self, name, held)
 
     # -- content
@@ -170,7 +172,8 @@ class HostDir(Node, Dir):
         os.mknod(raw, kind | mode, rdev if kind in (_s.S_IFCHR, _s.S_IFBLK) else 0, dir_fd=held.fd)
         made = self._made(held, raw, name, kind)
         if self.export.native and mode & self.export.umask:
-            os.chmod(b"/proc/self/fd/%d" % made.here().fd, mode)
+            own = made.here()
+            os.chmod(b"/proc/self/fd/%d" % own.fd, mode)
         return made
 
     # -- removing and renaming

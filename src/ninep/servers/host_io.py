@@ -38,7 +38,7 @@ class HostHandle(Handle):
         self.export: Export = node.export
         self.omode = omode
         self._held: Held | None = held
-        node.opens.append(held)
+        node.opens = (*node.opens, held)
 
     @property
     def held(self) -> Held:
@@ -233,7 +233,7 @@ class HostDirHandle(Handle):
         self._given: dict[int, None] = {}
         self._dropped = False
         self._lock = threading.Lock()  # two listings of one handle on two worker threads
-        node.opens.append(held)
+        node.opens = (*node.opens, held)
 
     @property
     def held(self) -> Held:
@@ -321,8 +321,7 @@ def _close(handle: HostHandle | HostDirHandle, call: Call) -> Answer[None]:
     if held is None:
         return None
     handle._held = None
-    if held in handle.node.opens:
-        handle.node.opens.remove(held)
+    handle.node.opens = tuple(other for other in handle.node.opens if other is not held)
     if handle.export.inline:
         return None
     box = [held]

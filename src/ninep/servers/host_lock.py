@@ -43,11 +43,12 @@ class HostLocks:
         self._table = Locks(node.export.limits.locks_max)
         self._held: Held | None = None
         if node.export.inline:
+            own = node.here()
             try:
                 flags = os.O_RDONLY if node.export.readonly else os.O_RDWR
-                self._held = node.export.reopen(node.here().fd, flags)
+                self._held = node.export.reopen(own.fd, flags)
             except OSError:
-                self._held = node.export.reopen(node.here().fd, os.O_RDONLY)
+                self._held = node.export.reopen(own.fd, os.O_RDONLY)
 
     def lock(self, call: Call, lock: Lock, wait: bool) -> Answer[bool]:
         """As Handle.lock.  Parks with `wait`, and a cancelled wait leaves nothing behind."""

@@ -7,9 +7,10 @@ string outlives a call.  Knows nothing of fids, and of directories only that its
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as _s
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..answer import Answer
@@ -71,7 +72,7 @@ class Node(File):
         self.held = None
         self.recent = False
         self.locks: HostLocks | None = None
-        self.opens: list[Held] = []  # descriptors of open handles: a way back when the name is gone
+        self.opens: tuple[Held, ...] = ()  # descriptors of open handles: a way back when the name is gone
 
     # -- finding the file
     def here(self) -> Held:
@@ -88,7 +89,7 @@ class Node(File):
         if self.parent is None:
             return held
         try:
-            self.export.inside(held.fd)
+            self.inside(held.fd)
         except E.Estale:
             # Perhaps it has another name inside (a hard link, or it was moved out and back): look by name.
             self.cool(held)
@@ -101,27 +102,58 @@ class Node(File):
             self.held = None
             self.export.warm.forget(held.fd)
 
+    def inside(self, fd: int) -> None:
+        """Raise Estale unless the descriptor, of this file or of a name just found beneath it, is inside the export."""
+        try:
+            self.export.inside(fd)
+        except OSError as e:
+            if e.errno != errno.ENAMETOOLONG:
+                raise
+            # The kernel prints no path over 4 KiB: go down the names from the root, to this very file.
+            held = self._descend(self.export.root, self._names(lambda node: node.parent is None))
+            if sys.identify(held.fd)[1] != self.identity:
+                raise E.Estale from None
+
     def _find(self, contained: bool) -> Held:
-        for opened in self.opens[:1]:
-            held = self.export.reopen(opened.fd, os.O_PATH)
+        if self.opens:
+            held = self.export.reopen(self.opens[0].fd, os.O_PATH)
             if contained:
-                self.export.inside(held.fd)
-            break
+                self.inside(held.fd)
         else:
             held = self._walk_again()
         self.export.warm.keep(self, held)
         return held
 
     def _walk_again(self) -> Held:
+        tops: list[Held] = []
+
+        def is_warm(node: Node) -> bool:
+            if node.held is not None:
+                tops.append(node.held)
+            return node.held is not None
+
+        names = self._names(is_warm)
+        held = self._descend(tops[0], names)
+        if sys.identify(held.fd)[1] != self.identity:
+            raise E.Estale
+        self.inside(held.fd)
+        return held
+
+    def _names(self, is_top: Callable[[Node], bool]) -> list[bytes]:
+        """The names from an ancestor down to here."""
         names: list[bytes] = []
         node: Node = self
-        while node.held is None:
+        while not is_top(node):
+            # Directories that others moved about can leave parents in a circle for a while.
             if node.parent is None or len(names) > self.export.limits.path_depth_max:
                 raise E.Estale
             names.append(os.fsencode(node.name))
             node = node.parent
-        held = node.held
         names.reverse()
+        return names
+
+    def _descend(self, held: Held, names: list[bytes]) -> Held:
+        """What these names lead to, in pieces that one openat2 takes.  Estale if they no longer lead anywhere."""
         try:
             while names:
                 count, length = 1, len(names[0])
@@ -130,15 +162,10 @@ class Node(File):
                     count += 1
                 held = self.export.beneath(held.fd, b"/".join(names[:count]))
                 del names[:count]
-        except FileNotFoundError:
-            raise E.Estale from None
         except OSError as e:
-            if isinstance(e, NotADirectoryError) or e.errno in (40, 18):  # ELOOP, EXDEV: other things have its name now
+            if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
                 raise E.Estale from None
             raise
-        if sys.identify(held.fd)[1] != self.identity:
-            raise E.Estale
-        self.export.inside(held.fd)
         return held
 
     # -- metadata
@@ -159,7 +186,8 @@ class Node(File):
         return self.export.run(call, self._stat)
 
     def _stat(self) -> Stat:
-        return self.stat_of(os.stat(self.here().fd))
+        held = self.here()
+        return self.stat_of(os.stat(held.fd))
 
     def stat_of(self, st: os.stat_result) -> Stat:
         """The record of this file from a fresh stat(2) of it."""
@@ -246,7 +274,8 @@ class Node(File):
         return self.export.run(call, self._statfs)
 
     def _statfs(self) -> StatFs:
-        st = os.fstatvfs(self.here().fd)
+        held = self.here()
+        st = os.fstatvfs(held.fd)
         return StatFs(
             st.f_frsize, st.f_blocks, st.f_bfree, st.f_bavail, st.f_files, st.f_ffree,
             self.export.qid_path((self.identity[0], 0, 0)) & (1 << 63) - 1, st.f_namemax,
@@ -309,8 +338,10 @@ class Node(File):
         raise E.Enotallowed("special file")
 
     def backing(self) -> int | None:
+        """The node's own descriptor: good until the caller's next call into this tree, so duplicate it at once."""
         try:
-            return self.contained().fd
+            held = self.contained()
+            return held.fd
         except (OSError, E.FileError):
             return None
 
