@@ -101,6 +101,10 @@ class Requests(Generic[M]):
     def __len__(self) -> int:
         return len(self._running)
 
+    def keys(self) -> list[int]:
+        """Of the requests that run now."""
+        return list(self._running)
+
     def __contains__(self, key: int) -> bool:
         return key in self._running or key in self._flushing
 
