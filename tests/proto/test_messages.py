@@ -407,7 +407,7 @@ def test_flipped_bits_give_a_message_or_a_refusal() -> None:
 def test_flipped_bits_many() -> None:
     seed = int(os.environ.get("NINEP_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
     print("seed", seed)
-    assert flip_bits(random.Random(seed), 5_000_000) > 0
+    assert flip_bits(random.Random(seed), 10_000_000) > 0
 
 
 def test_proto_needs_msgspec_and_nothing_else() -> None:

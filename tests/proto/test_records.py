@@ -103,6 +103,27 @@ def test_a_record_cut_anywhere_is_a_bad_record(dotu: bool) -> None:
     for size in range(47, len(raw) - 2):  # with an inner size that agrees
         with pytest.raises(BadRecord):
             unpack_stat(memoryview(size.to_bytes(2, "little") + raw[2:]), 0, size + 2, dotu)
+        with pytest.raises(BadRecord):  # and with nothing behind it
+            unpack_stat(memoryview(size.to_bytes(2, "little") + raw[2 : size + 2]), 0, size + 2, dotu)
+
+
+@pytest.mark.hostile(10, 11)
+@both_forms
+def test_garbage_inside_a_record_is_refused(dotu: bool) -> None:
+    raw = pack_stat(FILE, dotu)
+    more = (len(raw) - 2 + 3).to_bytes(2, "little") + raw[2:] + b"abc"
+    with pytest.raises(BadRecord, match="longer than its fields"):
+        unpack_stat(memoryview(more), 0, len(more), dotu)
+
+
+@pytest.mark.hostile(10)
+def test_a_string_that_overruns_its_record_is_refused_before_it_is_read() -> None:
+    raw = bytearray(pack_stat(FILE))
+    for at in (41, 47, 50, 53):  # the lengths of name, uid, gid and muid
+        lying = raw.copy()
+        lying[at] += 30
+        with pytest.raises(BadRecord, match="runs past its record"):
+            unpack_stat(memoryview(lying + b"\0" * 99), 0, len(raw))
 
 
 @pytest.mark.conformance(9)
@@ -164,6 +185,14 @@ def test_directory_entries_come_back_in_as_many_reads_as_it_takes(entries: list[
         got += unpack_dirents(raw)
         rest = rest[n:]
     assert got == entries
+
+
+def test_a_name_that_no_entry_can_carry_is_refused() -> None:
+    for name, error in (("a\0b", Ebadchar), ("n" * 0x10000, Erange)):
+        with pytest.raises(error):
+            pack_dirent(Qid(0, 0, 1), 1, 8, name)
+        with pytest.raises(error):
+            pack_dirents([Entry(name, Qid(0, 0, 1), 8, 1)], 1 << 20)
 
 
 @pytest.mark.hostile(90)

@@ -205,6 +205,8 @@ def pack_dirents(entries: Iterable[Entry], count: int) -> tuple[bytes, int]:
             break
         if 0 in raw:
             raise Ebadchar("directory entry")
+        if size > _U16:
+            raise Erange("directory entry")
         out.append(pack(qid[0], qid[1], qid[2], cookie, dtype, size))
         out.append(raw)
         packed += 1
