@@ -33,7 +33,7 @@ from .proto import errors as E
 from .proto.types import W_WANT
 from .synth_clone import CloneFile, CloneMark, clone
 from .synth_ctl import Command, CtlFile, CtlMark, SettingMark, command_of, ctl, setting
-from .synth_file import Owner, SynthFile, check_name
+from .synth_file import DirHandle, Owner, SynthFile, check_name
 from .synth_scratch import Scratch
 from .synth_stream import EventsMark, Stream, StreamFile, events, stream
 from .synth_text import Text, TextFile, text
@@ -130,6 +130,11 @@ class Dir(Owner):
         if self._scratch is not None:
             mine += self._scratch.of(call)
         return then(self.children(call), lambda found: [*mine, *found])
+
+    def open(self, call: Call, omode: int) -> Answer[Handle]:
+        if self.removed:
+            raise E.Ehungup
+        return DirHandle(self)
 
     def create(self, call: Call, name: str, perm: int, omode: int) -> Answer[tuple[File, Handle]]:
         """Beside a document: a scratch file for an editor.  Otherwise refused."""

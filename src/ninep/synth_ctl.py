@@ -19,6 +19,7 @@ from .limits import Limits
 from .proto import errors as E
 from .proto.types import ORDWR, OWRITE, Change, Stat
 from .synth_file import Owner, SynthFile, SynthHandle, to_bytes
+from .synth_text import wants
 from .synth_words import label_of, parse_float, parse_int, split
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -203,8 +204,9 @@ class CtlFile(SynthFile):
         lines: list[str] = []
         for attribute in self._settings:
             method: Callable[..., Any] = getattr(self.owner, attribute)
-            found = yield (method(call) if "call" in inspect.signature(method).parameters else method())
-            lines += found.splitlines() if isinstance(found, str) else found
+            found = yield (method(call) if wants(method, "call") else method())
+            # Not splitlines(): a form feed, say, is part of a word and ends no line of ours.
+            lines += found.removesuffix("\n").split("\n") if isinstance(found, str) else found
         return to_bytes("".join(f"{line}\n" for line in [*lines, *usage_lines(self.commands.values())]))
 
     def stat(self, call: Call) -> Answer[Stat]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from . import file
 from .answer import Answer
 from .env import REAL, Env
-from .file import Call, File, Handle, permit, permit_change
+from .file import Call, File, Handle, ListHandle, permit, permit_change
 from .limits import DEFAULT, Limits
 from .proto import errors as E
 from .proto.types import ORDWR, OWRITE, Change, Qid, Stat
@@ -87,8 +87,15 @@ class Owner(file.Dir):
         """Take an added child away; what is open stays open, nothing more can be opened in it.  KeyError if absent."""
         child = self._children.pop(name)
         if isinstance(child, Owner):
-            child.removed = True
+            child.retire()
         self.changed(name)
+
+    def retire(self) -> None:
+        """The name of this directory is gone: nothing below it can be found or opened any more."""
+        self.removed = True
+        for child in self._children.values():
+            if isinstance(child, Owner):
+                child.retire()
 
     def hold(self, lease: Lease) -> None:
         """Count every handle opened below this directory from now on."""
@@ -212,6 +219,14 @@ class SynthHandle(Handle):
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.drop()
+
+
+class DirHandle(ListHandle, SynthHandle):
+    """One open of a synthetic directory: it counts, as every handle below a clone's directory does."""
+
+    def __init__(self, owner: Owner) -> None:
+        ListHandle.__init__(self, owner)
+        SynthHandle.__init__(self, owner)
 
 
 class BytesHandle(SynthHandle):
