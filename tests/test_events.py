@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from ninep import events as ev
 from ninep.events import Events, Histogram, bucket_end, bucket_of
 
+pytestmark = pytest.mark.feature("events-ring")
+
 
 class Clock:
     """Time that a test moves."""

@@ -41,6 +41,7 @@ from .synth_words import Bytes, Duration, OnOff, join, quote, split
 
 HELP = ".help"
 ERR = ".err"
+RESERVED = frozenset({"qid", "mtime_ns"})  # of each instance, so the class does not show them
 
 K = TypeVar("K", bound=Hashable)
 C = TypeVar("C", bound=File)
@@ -255,7 +256,7 @@ def _collect(cls: type[Dir]) -> Declared:
     commands: dict[str, Command] = {}
     settings: list[str] = []
     for attribute, mark in _marks_of(cls).items():
-        if hasattr(Dir, attribute) or attribute in file.File.__annotations__:
+        if hasattr(Dir, attribute) or attribute in RESERVED:
             raise TypeError(
                 f'{cls.__name__}.{attribute} would hide Dir.{attribute}: rename it and give name="{attribute}"'
             )
