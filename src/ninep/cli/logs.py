@@ -40,3 +40,18 @@ def set_level(level: str, *, quiet: bool = False, verbose: int = 0) -> None:
     wanted = "error" if quiet else "debug" if verbose else os.environ.get("NINEP_LOG", level)
     number = logging.getLevelName(wanted.upper())
     logging.getLogger().setLevel(number if isinstance(number, int) else logging.INFO)
+
+
+def to_syslog() -> None:
+    """A process without a terminal: records go to the system's log, where there is one."""
+    from logging.handlers import SysLogHandler
+
+    root = logging.getLogger()
+    handler: logging.Handler = logging.NullHandler()
+    if os.path.exists("/dev/log"):
+        try:
+            handler = SysLogHandler("/dev/log")
+        except OSError:
+            pass
+    handler.setFormatter(_Formatter(for_journal=False))
+    root.handlers[:] = [handler]
