@@ -14,6 +14,7 @@ so queueing adds no edge that a cycle could need.  Whoever does not wait (F_SETL
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 
 import trio
@@ -95,7 +96,7 @@ class Locks:
         """The lowest lock of another owner that would refuse this one (F_GETLK); an F_UNLCK query asks as a writer."""
         if lock.type == F_UNLCK:
             lock = lock._replace(type=F_WRLCK)  # what Linux's 9P client sends
-        return next(self._table(lock.flock).conflicts(lock), None)
+        return min(self._table(lock.flock).conflicts(lock), key=_by_start, default=None)
 
     def unlock_owner(self, owner: object, flock: bool) -> None:
         """Drop what the owner holds in one of the two tables; its parked requests there end with Einterrupted."""
@@ -103,21 +104,28 @@ class Locks:
 
     def held(self, flock: bool = False) -> tuple[Lock, ...]:
         """Every lock, ordered by start."""
-        return tuple(self._table(flock).held)
+        table = self._table(flock)
+        return tuple(sorted(table.reads + table.writes, key=_by_start))
 
     def _table(self, flock: bool) -> _Table:
         return self._flock if flock else self._posix
 
 
 class _Table:
-    """Held locks in order of start, and the queue.  One owner's ranges never overlap, and equal ones are merged."""
+    """The held locks and the queue.  One owner's ranges never overlap, and equal neighbours are merged.
 
-    __slots__ = ("held", "limit", "queue", "space")
+    Write locks overlap with nothing, so in order of start their ends are in order too: a search finds who is in the
+    way.  Only a writer has to look through the read locks.
+    """
+
+    __slots__ = ("by_owner", "limit", "queue", "reads", "space", "writes")
 
     def __init__(self, space: LockSpace, limit: int) -> None:
         self.space = space
         self.limit = limit
-        self.held: list[Lock] = []
+        self.by_owner: dict[object, list[Lock]] = {}
+        self.reads: list[Lock] = []
+        self.writes: list[Lock] = []
         self.queue: list[_Waiter] = []
 
     def lock(self, lock: Lock, wait: bool) -> Answer[bool]:
@@ -136,17 +144,25 @@ class _Table:
 
     def conflicts(self, lock: Lock) -> Iterator[Lock]:
         """What others hold that this lock cannot be beside."""
-        for held in self.held:
-            if held.start > lock.end:
-                return
-            if held.owner != lock.owner and _clash(held, lock):
-                yield held
+        writes = self.writes
+        for at in range(bisect_left(writes, lock.start, key=_end_of), len(writes)):
+            if writes[at].start > lock.end:
+                break
+            if writes[at].owner != lock.owner:
+                yield writes[at]
+        if lock.type == F_WRLCK:
+            for held in self.reads:
+                if held.start > lock.end:
+                    break
+                if held.end >= lock.start and held.owner != lock.owner:
+                    yield held
 
     def drop(self, owner: object) -> None:
         """Forget an owner: what it holds and what it waits for."""
-        mine = [lock for lock in self.held if lock.owner == owner]
+        mine = self.by_owner.pop(owner, ())
+        for lock in mine:
+            self._out(lock)
         if mine:
-            self.held = [lock for lock in self.held if lock.owner != owner]
             self.space.count(owner, mine[0].flock, -len(mine))
         for waiter in [w for w in self.queue if w.lock.owner == owner]:
             self._end(waiter, E.Einterrupted("lock owner is gone"))
@@ -154,29 +170,47 @@ class _Table:
 
     # -- the algebra
     def _apply(self, new: Lock) -> None:
-        """Make it so: cut the owner's ranges out of the new one, then join what touches and is equal."""
-        mine = [lock for lock in self.held if lock.owner == new.owner]
-        after: list[Lock] = []
+        """Make it so: cut the new range out of the owner's others, then join what touches and is equal."""
+        mine = self.by_owner.get(new.owner, [])
+        kept: list[Lock] = []
+        gone: list[Lock] = []
+        fresh: list[Lock] = []
         start, end = new.start, new.end
         for old in mine:
-            if old.type == new.type and old.start <= end + 1 and start <= old.end + 1:
+            if old.type == new.type and old.start <= new.end + 1 and new.start <= old.end + 1:
                 start, end = min(start, old.start), max(end, old.end)
-                continue
-            if old.end < new.start or old.start > new.end:
-                after.append(old)
-                continue
-            if old.start < new.start:
-                after.append(old._replace(end=new.start - 1))
-            if old.end > new.end:
-                after.append(old._replace(start=new.end + 1))
+                gone.append(old)
+            elif old.end < new.start or old.start > new.end:
+                kept.append(old)
+            else:
+                gone.append(old)
+                if old.start < new.start:
+                    fresh.append(old._replace(end=new.start - 1))
+                if old.end > new.end:
+                    fresh.append(old._replace(start=new.end + 1))
         if new.type != F_UNLCK:
-            after.append(new._replace(start=start, end=end))
-        change = len(after) - len(mine)
+            fresh.append(new._replace(start=start, end=end))
+        change = len(fresh) - len(gone)
         if change > 0 and self.space.by_session.get(session_of(new.owner), 0) + change > self.limit:
             raise E.Enolck
-        self.held = sorted([lock for lock in self.held if lock.owner != new.owner] + after, key=_by_start)
+        for lock in gone:
+            self._out(lock)
+        for lock in fresh:
+            insort(self.writes if lock.type == F_WRLCK else self.reads, lock, key=_by_start)
+        if kept or fresh:
+            self.by_owner[new.owner] = kept + fresh
+        else:
+            self.by_owner.pop(new.owner, None)
         if change:
             self.space.count(new.owner, new.flock, change)
+
+    def _out(self, lock: Lock) -> None:
+        """Take one lock out of its list."""
+        held = self.writes if lock.type == F_WRLCK else self.reads
+        at = bisect_left(held, _by_start(lock), key=_by_start)
+        while held[at].owner != lock.owner:
+            at += 1
+        del held[at]
 
     # -- waiting
     def _blocked(self, lock: Lock, ahead: list[_Waiter]) -> bool:
@@ -184,7 +218,7 @@ class _Table:
             return True
         if self.space.by_owner.get(lock.owner):
             return False
-        if lock.flock and any(held.owner == lock.owner for held in self.held):
+        if lock.flock and lock.owner in self.by_owner:
             return False
         return any(not w.is_done and w.lock.owner != lock.owner and _clash(w.lock, lock) for w in ahead)
 
@@ -283,3 +317,7 @@ def _clash(a: Lock, b: Lock) -> bool:
 
 def _by_start(lock: Lock) -> tuple[int, int]:
     return lock.start, lock.end
+
+
+def _end_of(lock: Lock) -> int:
+    return lock.end
