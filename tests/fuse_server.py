@@ -116,8 +116,6 @@ async def answer_questions(tree: Dir, node: Node, mounts: list[FuseMount]) -> No
                     print(used.ru_utime + used.ru_stime, flush=True)
                 elif word == "live":
                     print(node.live[rest[0]], flush=True)
-                elif word == "nodes":
-                    print(sum(m.nodes_known for m in mounts), flush=True)
                 elif word == "close":
                     await mounts[int(rest[0])].close()
                     print("closed", flush=True)

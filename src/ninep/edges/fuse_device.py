@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from ninep.answer import Answer, settle
-from ninep.events import register_op
+from ninep.observe import register_op
 from ninep.file import Call
 from ninep.node import Node
 from ninep.proto import errors as E
@@ -167,6 +167,7 @@ class FuseMount:
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
         self._ending = False
+        node.live["mounts"] += 1
         self.session: Session[Body]  # set by whoever made us, before `run`
 
     # -- what the operations need
@@ -337,6 +338,7 @@ class FuseMount:
         finally:
             fd, self.fd, self.device.fd = self.fd, -1, -1
             os.close(fd)
+            self.node.live["mounts"] -= 1
             self._closed.set()
 
     def _unmount(self) -> None:

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from ninep.fid import Fid
-from ninep.file import File
 from ninep.proto import errors as E
 from ninep.proto.fuse import ROOT_ID
 from ninep.proto.types import Entry, Stat
@@ -57,7 +56,10 @@ class Opened:
 class Nodes:
     """The table of one mount.  The kernel bounds it: what it does not remember, it forgets here."""
 
-    def __init__(self, root: Fid, mode: int) -> None:
+    def __init__(self, root: Fid, mode: int, live: dict[str, int]) -> None:
+        """`live` is where the number of nodes is accounted, as "nodeids"."""
+        self._live = live
+        live["nodeids"] = live.get("nodeids", 0) + 1
         known = Known(ROOT_ID, root.file.qid.path, root, mode, frozen=False)
         known.lookups = 1  # never forgotten
         self._by_id = {ROOT_ID: known}
@@ -88,6 +90,7 @@ class Nodes:
             # A file that changed its type is another file; the kernel would mark the old node bad.
             number = next(self._ids)
             known = self._by_id[number] = self._by_key[key] = Known(number, key, fid, st.st_mode, frozen=frozen)
+            self._live["nodeids"] += 1
         else:
             known.fid = fid
             known.mode = st.st_mode
@@ -108,6 +111,7 @@ class Nodes:
         if known.lookups > 0:
             return
         del self._by_id[number]
+        self._live["nodeids"] -= 1
         self.retire(known)
         if known.forget is not None:
             known.forget()
@@ -117,9 +121,6 @@ class Nodes:
         for known in self._by_id.values():
             if known.forget is not None:
                 known.forget()
+        self._live["nodeids"] -= len(self._by_id)
         self._by_id.clear()
         self._by_key.clear()
-
-
-def same_file(a: File, b: File) -> bool:
-    return a is b or a.qid.path == b.qid.path

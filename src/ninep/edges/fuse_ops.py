@@ -56,8 +56,10 @@ class Operations:
         call = self.mount.callers.call(os.geteuid(), os.getegid(), os.getpid())
         root: Fid = yield self.session.attach(call, self.mount.options.aname)
         st: Stat = yield root.file.stat(call)
-        self.nodes = Nodes(root, st.st_mode)
+        self.nodes = Nodes(root, st.st_mode, self.mount.node.live)
         self.opens = Opens(self)
+        if self._cache and (root.file.entry_seconds or root.file.attr_seconds):
+            self.subscribe(self.nodes.get(p.ROOT_ID))
         io = FileIO(self.mount, self.opens)
         handlers: dict[str, Callable[[Asked], Answer[Body]]] = {}
         for part in (self, self.opens, io):
