@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom to the top: a module may import what stands in its own row or in an earlier one.
 LEVELS: list[tuple[str, set[str]]] = [
     ("the wire", {"proto"}),
-    ("what everyone may know", {"limits", "env", "events", "principal", "features"}),
+    ("what everyone may know", {"limits", "env", "observe", "principal", "features"}),
     ("the abstraction", {"answer", "file"}),
     ("helpers of trees", {"synth", "locks"}),
     ("the meaning of requests, and composition", {"session", "requests", "fid", "checks", "node", "namespace"}),
@@ -156,8 +156,8 @@ def why_not(module: Module, target: str) -> str:
     area = area_of(target)
     if area not in LEVEL:
         return f"{target} stands in no row of LEVELS in tests/layers.py"
-    if module.area == "events":
-        return "" if area == "events" else f"events imports nothing of ours, and not {target}"
+    if module.area == "observe":
+        return "" if area == "observe" else f"observe imports nothing of ours, and not {target}"
     if area == "" and module.area not in ("", "cmd", "testing"):
         return f"the public face is for users, not for us: import {target}'s names from where they are defined"
     if LEVEL[area] > LEVEL[module.area]:

@@ -48,7 +48,7 @@ def verdict(name: str, text: str) -> list[str]:
         ("ninep.proto.bad", "from ..limits import Limits", "go down only"),
         ("ninep.proto.bad", "def f():\n    from ..file import File", "go down only"),
         ("ninep.proto.bad", "if TYPE_CHECKING:\n    from ninep.file import File", "go down only"),
-        ("ninep.events", "from .proto import types", "imports nothing of ours"),
+        ("ninep.observe", "from .proto import types", "imports nothing of ours"),
         ("ninep.file", "from . import session", "go down only"),
         ("ninep.session", "from .edges import stream", "go down only"),
         ("ninep.servers.bad", "from ..session import Session", "does not know who serves it"),

@@ -14,7 +14,7 @@ from ninep.file import Call, Handle
 from ninep.limits import Limits
 from ninep.proto import errors as E
 from ninep.proto.types import ONONBLOCK, OREAD, OWRITE
-from ninep.synth import Stream, events, stream
+from ninep.synth import Stream, events
 
 pytestmark = pytest.mark.feature("synth-events")
 
@@ -32,7 +32,7 @@ class Bell(Dir):
         self.rings = Stream(self.limits)
         self.steps: list[str] = []
 
-    @stream()
+    @events()
     def event(self) -> Stream:
         """rings"""
         return self.rings
@@ -47,12 +47,12 @@ class Bell(Dir):
         finally:
             self.steps.append("ended")
 
-    @stream()
+    @events()
     async def broken(self) -> AsyncGenerator[str, None]:
         yield "one"
         raise ZeroDivisionError
 
-    @stream()
+    @events()
     async def forever(self) -> AsyncGenerator[str, None]:
         try:
             await trio.Event().wait()

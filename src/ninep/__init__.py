@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ninep.limits import Limits
     from ninep.node import Node
     from ninep.principal import Principal, Rights
-    from ninep.synth import Dir, clone, ctl, stream, text
+    from ninep.synth import Dir, clone, ctl, events, text
 
 _HOMES = {
     "Answer": "ninep.answer",
@@ -32,9 +32,9 @@ _HOMES = {
     "Symlink": "ninep.file",
     "clone": "ninep.synth",
     "ctl": "ninep.synth",
+    "events": "ninep.synth",
     "serve": "ninep.edges.listen",
     "settle": "ninep.answer",
-    "stream": "ninep.synth",
     "text": "ninep.synth",
 }
 
@@ -62,8 +62,8 @@ __all__ = [
     "Symlink",
     "clone",
     "ctl",
+    "events",
     "serve",
     "settle",
-    "stream",
     "text",
 ]

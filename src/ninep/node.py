@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .env import REAL, Env
-from .events import Events
+from .observe import Events
 from .limits import DEFAULT, Limits
 from .principal import Principal
 from .proto import errors as E

@@ -17,7 +17,7 @@ import trio
 
 from . import checks as c
 from .answer import Answer, answering, drop, settle, then
-from .events import SESSION_ATTACH, SESSION_END
+from .observe import SESSION_ATTACH, SESSION_END
 from .fid import Fid, FidTable, Way
 from .file import Call, Dir, File, Handle, want_of
 from .node import Node

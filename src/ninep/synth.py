@@ -35,7 +35,7 @@ from .synth_clone import CloneFile, CloneMark, clone
 from .synth_ctl import Command, CtlFile, CtlMark, SettingMark, command_of, ctl, setting
 from .synth_file import DirHandle, Owner, SynthFile, check_name
 from .synth_scratch import Scratch
-from .synth_stream import EventsMark, Stream, StreamFile, events, stream
+from .synth_stream import EventsMark, Stream, StreamFile, events
 from .synth_text import Text, TextFile, text
 from .synth_words import Bytes, Duration, OnOff, join, quote, split
 
@@ -322,6 +322,5 @@ __all__ = [
     "quote",
     "setting",
     "split",
-    "stream",
     "text",
 ]

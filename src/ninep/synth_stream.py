@@ -301,7 +301,7 @@ class EventsMark:
         return StreamFile(owner, start, self.perm, self.doc)
 
 
-def stream(perm: int = 0o444, name: str | None = None) -> Callable[[F], F]:
+def events(perm: int = 0o444, name: str | None = None) -> Callable[[F], F]:
     """A stream: the method is an async generator of messages, or returns the Stream that each open subscribes to."""
 
     def mark(method: F) -> F:
@@ -309,8 +309,3 @@ def stream(perm: int = 0o444, name: str | None = None) -> Callable[[F], F]:
         return method
 
     return mark
-
-
-events = (
-    stream  # the same by the name of the files it makes; `ninep.events` is the event table, so the face has `stream`
-)

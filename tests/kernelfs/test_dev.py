@@ -10,10 +10,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ninep import events as ev
+from ninep import observe as ev
 from ninep.answer import Answer, settle
 from ninep.env import Env
-from ninep.events import Events
+from ninep.observe import Events
 from ninep.features import features
 from ninep.file import Call, Dir, File, Handle
 from ninep.kernelfs import dev

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from ninep.answer import Answer, answering, then
 from ninep.edges.policy import AuthFile, Peer, Policy
-from ninep.events import register_op
+from ninep.observe import register_op
 from ninep.fid import Fid
 from ninep.file import Call, Handle
 from ninep.proto import errors as E

@@ -43,7 +43,7 @@ import trio
 from .. import synth
 from ..answer import Answer
 from ..env import REAL, Env
-from ..events import SEVERITIES, Events
+from ..observe import SEVERITIES, Events
 from ..features import features
 from ..file import Call, Dir, Handle
 from ..limits import DEFAULT, Limits
@@ -52,7 +52,7 @@ from ..proto import errors as E
 from ..proto.types import ONONBLOCK, ORDWR, OREAD, Change
 from ..synth import text
 from ..synth_file import Owner, SynthFile, SynthHandle
-from ..synth_stream import Queue, Stream, StreamFile, StreamHandle, stream
+from ..synth_stream import Queue, Stream, StreamFile, StreamHandle, events
 from ..synth_words import parse_duration
 from . import dev_stats
 
@@ -300,7 +300,7 @@ class Dev(synth.Dir):
         """the last 64 KiB of log"""
         return "".join(self._log.lines)
 
-    @stream()
+    @events()
     def kprint(self) -> Stream:
         """what is logged from now on"""
         return self._log.stream

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from ..events import GAUGES, SEVERITIES, Events, kinds, ops
+from ..observe import GAUGES, SEVERITIES, Events, kinds, ops
 from ..limits import DEFAULT, Limits
 from ..synth import Dir, join, text
 

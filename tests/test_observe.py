@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ninep import events as ev
-from ninep.events import Events, Histogram, bucket_end, bucket_of
+from ninep import observe as ev
+from ninep.observe import Events, Histogram, bucket_end, bucket_of
 
 pytestmark = pytest.mark.feature("events-ring")
 
