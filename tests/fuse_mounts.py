@@ -79,7 +79,8 @@ def serving(tree: str, base: Path, *options: str, count: int = 1, prefix: tuple[
         for directory in dirs:
             unmount(str(directory))
         pump.join(ANSWER_SECONDS_MAX)
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.close()
         process.stdout.close()
 

@@ -39,8 +39,10 @@ async def serve_fuse(
         mount.session = Session(node, root, nursery, mount.device, edge="fuse", peer=mountpoint,
                                 requests_max=node.limits.parked_max)  # fmt: skip
         operations = Operations(mount)
-        await mount.run(task_status, operations.start)
-        operations.end()
+        try:
+            await mount.run(task_status, operations.start)
+        finally:
+            operations.end()
         nursery.cancel_scope.cancel()
 
 
