@@ -212,10 +212,10 @@ def test_a_server_that_checks_paths_and_then_opens_them_is_led_outside() -> None
             escaped = 0
             while not escaped and time.monotonic() < until:
                 path = f"{export}/dir/f"
-                if not os.path.realpath(path).startswith(f"{export}/"):
-                    continue
-                with contextlib.suppress(OSError), open(path) as f:
-                    escaped += f.read() == "outside"
+                with contextlib.suppress(OSError):
+                    if os.path.realpath(path).startswith(f"{export}/"):
+                        with open(path) as f:
+                            escaped += f.read() == "outside"
         assert escaped
 
 
@@ -266,8 +266,7 @@ async def test_a_name_that_is_no_name_reaches_no_system_call(
 def test_any_text_is_one_element_or_refused(name: str) -> None:
     try:
         raw = host_tree.check_name(name)
-    except E.FileError as e:
-        assert e.errno in (22, 36)
+    except (E.Ebadchar, E.Enametoolong):
         return
     assert 1 <= len(raw) <= 255
     assert b"/" not in raw
