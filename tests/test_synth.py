@@ -17,6 +17,7 @@ from ninep.principal import Principal
 from ninep.proto import errors as E
 from ninep.proto.types import OAPPEND, ORDWR, OREAD, OTRUNC, OWRITE, W_WANT, Change
 from ninep.synth import Bytes, DirDoc, Kept, TextFile, clone, setting
+from ninep.testing import check_tree
 
 T = TypeVar("T")
 CALL = Call(Principal("glenda", 1000, 1000, proof="local"))
@@ -686,3 +687,15 @@ async def test_who_may_not_write_the_document_gets_no_scratch_files() -> None:
         owned.create(OTHER, "x", 0o600, OWRITE)
     with pytest.raises(E.Eexist):
         await settle(owned.create(CALL, "doc", 0o600, OWRITE))
+
+
+# -- the promises of the File contract
+
+
+@pytest.mark.parametrize(("make", "writable"), [(Counter, False), (Page, True), (Moving, False), (Found, False)])
+async def test_a_synthetic_tree_keeps_the_promises_of_the_contract(make: type[Dir], writable: bool) -> None:
+    await check_tree(make, writable=writable)
+
+
+async def test_a_clone_keeps_them_too_but_that_each_open_is_another_line() -> None:
+    await check_tree(Lines, skip=("short-reads", "handles"))

@@ -15,6 +15,7 @@ from ninep.limits import Limits
 from ninep.proto import errors as E
 from ninep.proto.types import ONONBLOCK, OREAD, OWRITE
 from ninep.synth import Stream, events
+from ninep.testing import check_tree
 
 pytestmark = pytest.mark.feature("synth-events")
 
@@ -309,3 +310,10 @@ async def test_a_generator_that_was_never_read_needs_no_task() -> None:
     handle = opened(bell, "count")
     assert handle.close(CALL) is None
     assert bell.steps == []
+
+
+async def test_streams_keep_the_promises_of_the_file_contract() -> None:
+    class Sound(Bell):
+        broken = None  # type: ignore[assignment]  # takes away the file that is meant to fail
+
+    await check_tree(Sound, blocks=True)

@@ -22,6 +22,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Iterable
+from functools import reduce
+from operator import or_
+from stat import S_ISVTX
 from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
@@ -30,7 +33,6 @@ from . import file
 from .answer import Answer, settle, then
 from .file import Call, File, Handle
 from .proto import errors as E
-from .proto.types import W_WANT
 from .synth_clone import CloneFile, CloneMark, clone
 from .synth_ctl import Command, CtlFile, CtlMark, SettingMark, command_of, ctl, setting
 from .synth_file import DirHandle, Owner, SynthFile, check_name
@@ -90,6 +92,7 @@ class Dir(Owner):
     def __init__(self) -> None:
         super().__init__()
         self._files: dict[str, File] | None = None
+        self._write_bits: int | None = None  # known until a child comes or goes
         self._scratch: Scratch | None = None
         self._hidden_files: dict[str, File] = {}
 
@@ -108,14 +111,19 @@ class Dir(Owner):
         return DirDoc(type(self).__name__, _doc_of(self), tuple(files))
 
     # -- the File contract
-    def access(self, call: Call, want: int) -> Answer[None]:
-        # Writing in the directory is offered for scratch files only; create, remove and rename see to that.
-        if want & W_WANT and self._has_documents(call):
-            want &= ~W_WANT
-        return super().access(call, want) if want else None
+    def _st_mode(self) -> int:
+        # Whoever may write a document may have scratch files beside it; create, remove and rename see to the rest.
+        if self._write_bits is None:
+            writes = self._document_bits()
+            self._write_bits = writes | S_ISVTX if writes else 0
+        return self.kind | self.perm | self._write_bits
+
+    def changed(self, name: str) -> None:
+        self._write_bits = None
+        super().changed(name)
 
     def walk(self, call: Call, name: str) -> Answer[File]:
-        if self.removed:
+        if self.is_removed:
             raise E.Enonexist(name)
         known = self._own().get(name) or self._children.get(name) or self._scratch_of(call, name)
         if known is not None:
@@ -125,7 +133,7 @@ class Dir(Owner):
         return then(self.child(call, name), lambda found: found or self._verdict(name))
 
     def list(self, call: Call) -> Answer[Iterable[tuple[str, File]]]:
-        if self.removed:
+        if self.is_removed:
             return ()
         mine = [*self._own().items(), *self._children.items()]
         if self._scratch is not None:
@@ -133,7 +141,7 @@ class Dir(Owner):
         return then(self.children(call), lambda found: [*mine, *found])
 
     def open(self, call: Call, omode: int) -> Answer[Handle]:
-        if self.removed:
+        if self.is_removed:
             raise E.Ehungup
         return DirHandle(self)
 
@@ -180,6 +188,10 @@ class Dir(Owner):
             if document is not None and document.edit and document.may_write(call):
                 return True
         return False
+
+    def _document_bits(self) -> int:
+        documents = (self._document(name) for name in (*self._own(), *self._children))
+        return reduce(or_, (document.perm & 0o222 for document in documents if document and document.edit), 0)
 
     def _scratching(self, call: Call) -> Scratch:
         """The scratch files here.  Eperm for a caller who may write no document: there is nothing to edit."""

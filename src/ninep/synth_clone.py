@@ -32,7 +32,7 @@ class CloneFile(SynthFile):
         self.check_alive()
         made: Owner = yield self._make(call)
         number = self._free_number()
-        made.hold(Lease(lambda: self._idle(number, made)))
+        made.take_lease(Lease(lambda: self._idle(number, made)))
         ctl = yield made.walk(call, "ctl")
         self.owner.add_child(str(number), made)
         try:
@@ -47,7 +47,7 @@ class CloneFile(SynthFile):
         return next(n for n in itertools.count() if not self.owner.has_child(str(n)))
 
     def _idle(self, number: int, made: Owner) -> None:
-        if not made.persist and not made.removed:
+        if not made.persist and not made.is_removed:
             self.owner.drop_child(str(number))
             made.gone()
 

@@ -56,7 +56,7 @@ class Owner(file.Dir):
     env: Env = REAL
     persist: bool = False  # of a clone's directory: it outlives its last handle
     lease: Lease | None = None
-    removed: bool = False  # its name is gone: nothing can be opened in it any more
+    is_removed: bool = False  # its name is gone: nothing can be opened in it any more
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Owner(file.Dir):
             raise ValueError(f"name taken: {name}")
         self._children[name] = child
         if self.lease is not None and isinstance(child, Owner):
-            child.hold(self.lease)
+            child.take_lease(self.lease)
         self.changed(name)
         return child
 
@@ -87,22 +87,22 @@ class Owner(file.Dir):
         """Take an added child away; what is open stays open, nothing more can be opened in it.  KeyError if absent."""
         child = self._children.pop(name)
         if isinstance(child, Owner):
-            child.retire()
+            child.mark_removed()
         self.changed(name)
 
-    def retire(self) -> None:
+    def mark_removed(self) -> None:
         """The name of this directory is gone: nothing below it can be found or opened any more."""
-        self.removed = True
+        self.is_removed = True
         for child in self._children.values():
             if isinstance(child, Owner):
-                child.retire()
+                child.mark_removed()
 
-    def hold(self, lease: Lease) -> None:
+    def take_lease(self, lease: Lease) -> None:
         """Count every handle opened below this directory from now on."""
         self.lease = lease
         for child in self._children.values():
             if isinstance(child, Owner) and child.lease is None:
-                child.hold(lease)
+                child.take_lease(lease)
 
     def changed(self, name: str) -> None:
         """A name came or went: readers of the directory and those who watch it are told."""
@@ -114,9 +114,13 @@ class Owner(file.Dir):
     def gone(self) -> None:
         """Override: the last handle of a clone's directory was closed, and its name is taken away."""
 
+    def _st_mode(self) -> int:
+        """The st_mode of this directory."""
+        return self.kind | self.perm
+
     def stat(self, call: Call) -> Answer[Stat]:
         at = self.mtime_ns
-        mode = self.kind | self.perm
+        mode = self._st_mode()
         return Stat(self.qid, mode, uid=self.uid, gid=self.gid, mtime_ns=at, atime_ns=at, ctime_ns=at, flags=self.flags)
 
     def subscribe(self, changed: Callable[[str | None], None]) -> Callable[[], None] | None:
@@ -170,7 +174,7 @@ class SynthFile(File):
             changed(None)
 
     def check_alive(self) -> None:
-        if self.owner.removed:
+        if self.owner.is_removed:
             raise E.Ehungup
 
 

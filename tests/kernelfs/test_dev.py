@@ -13,14 +13,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from ninep import observe as ev
 from ninep.answer import Answer, settle
 from ninep.env import Env
-from ninep.observe import Events
 from ninep.features import features
 from ninep.file import Call, Dir, File, Handle
-from ninep.kernelfs import dev
+from ninep.kernelfs import dev, dev_stats
 from ninep.limits import Limits
+from ninep.observe import Events
 from ninep.principal import Principal
 from ninep.proto import errors as E
 from ninep.proto.types import ORDWR, OREAD, OTRUNC, OWRITE, W_WANT, Change
+from ninep.testing import check_tree
 
 pytestmark = pytest.mark.feature("dev-tree")
 
@@ -306,3 +307,8 @@ def test_log_is_written_and_read_through_one_handle() -> None:
     handle = node.open("log", ORDWR)
     now(handle.write(OWNER, 0, b"info one"))
     assert now(handle.read(OWNER, 0, 99)) == b"0.000 info glenda: one\n"
+
+
+async def test_the_devices_keep_the_promises_of_the_contract_but_that_random_never_repeats() -> None:
+    await check_tree(lambda: Node().root, blocks=True, skip=("short-reads",))
+    await check_tree(lambda: dev_stats.tree(Events(World().now_ns)))

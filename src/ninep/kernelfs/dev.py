@@ -43,10 +43,10 @@ import trio
 from .. import synth
 from ..answer import Answer
 from ..env import REAL, Env
-from ..observe import SEVERITIES, Events
 from ..features import features
 from ..file import Call, Dir, Handle
 from ..limits import DEFAULT, Limits
+from ..observe import SEVERITIES, Events
 from ..principal import Principal
 from ..proto import errors as E
 from ..proto.types import ONONBLOCK, ORDWR, OREAD, Change

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from ..observe import GAUGES, SEVERITIES, Events, kinds, ops
 from ..limits import DEFAULT, Limits
+from ..observe import GAUGES, SEVERITIES, Events, kinds, ops
 from ..synth import Dir, join, text
 
 
