@@ -483,6 +483,24 @@ async def test_a_write_is_answered_to_the_same_open_from_wherever_its_offset_is(
     assert now(first.read(CALL, 21, 99)) == b"glenda asks why"
 
 
+def test_a_text_with_a_writer_is_for_its_owner_to_write_unless_told() -> None:
+    class Owned(Dir):
+        @text()
+        def plain(self) -> str:
+            return ""
+
+        @text()
+        def written(self) -> str:
+            return ""
+
+        @written.writer
+        def _take(self, text: str) -> None: ...
+
+    owned = Owned()
+    assert now(owned.walk(CALL, "plain")).perm == 0o444
+    assert now(owned.walk(CALL, "written")).perm == 0o644
+
+
 def test_a_text_file_can_be_made_by_hand() -> None:
     root = Dir()
     root.add_child("greeting", TextFile(root, lambda call: f"hello {call.principal.name}"))

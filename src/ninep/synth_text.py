@@ -262,20 +262,26 @@ class Text(Generic[P, R]):
     def __init__(
         self,
         method: Callable[Concatenate[Any, P], R],
-        perm: int,
+        perm: int | None,
         name: str | None,
         cost: Literal["cheap", "dear"],
         write: Literal["whole", "each"],
         edit: bool,
     ) -> None:
         self.method = method
-        self.perm = perm
+        self._perm = perm
         self.name = name or method.__name__
         self.dear = cost == "dear"
         self.each = write == "each"
         self.edit = edit
         self.writer_name: str | None = None
         self.doc = inspect.getdoc(method) or ""
+
+    @property
+    def perm(self) -> int:
+        if self._perm is not None:
+            return self._perm
+        return 0o644 if self.writer_name else 0o444
 
     def writer(self, method: Callable[P2, R2]) -> Callable[P2, R2]:
         """Mark the method that takes what is written: (self, text: str) or (self, data: bytes), and `call` if named.
@@ -322,7 +328,7 @@ def _writer_of(method: Callable[..., Any]) -> Writer:
 
 
 def text(
-    perm: int = 0o444,
+    perm: int | None = None,
     name: str | None = None,
     cost: Literal["cheap", "dear"] = "cheap",
     write: Literal["whole", "each"] = "whole",
@@ -330,6 +336,7 @@ def text(
 ) -> Callable[[Callable[Concatenate[D, P], R]], Text[P, R]]:
     """A state file whose content the method returns: str or bytes, def or async def, with `call` if it names it.
 
+    `perm` is 0o444 unless given, 0o644 with a writer.
     `cost="dear"` says that it is not to be rendered for a stat.  What is written goes to the method marked
     @NAME.writer (Text.writer): `write="whole"` judges what one open wrote when it is closed, `write="each"` each
     write(2).  `edit` says whether editors may put scratch files beside it.
