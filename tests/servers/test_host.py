@@ -35,6 +35,7 @@ from ninep.proto.types import (
 )
 from ninep.servers import host, host_sys, host_tree
 from ninep.servers.host_dir import HostDir
+from ninep.testing import check_tree
 
 CALL = Call(local_principal(os.getuid(), os.getgid(), frozenset(os.getgroups()), "tester", "local"))
 
@@ -473,6 +474,17 @@ def test_what_holds_keys_or_belongs_to_the_kernel_is_not_exported_unless_forced(
             host.tree(path)
     host.tree(tmp_path / ".ssh", force=True)
     host.tree("/", force=True)
+
+
+async def test_the_host_tree_keeps_what_every_tree_promises(directory: Path, way: str) -> None:
+    made = iter(range(1000))
+
+    def make() -> HostDir:
+        at = directory / str(next(made))
+        at.mkdir()
+        return host.tree(at)
+
+    await check_tree(make, creates=True, judges=False, call=CALL)
 
 
 def test_the_manual_page_runs() -> None:

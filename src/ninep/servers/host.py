@@ -46,7 +46,9 @@ from ..limits import DEFAULT, Limits
 from ..proto import errors as E
 from .host_cache import Held
 from .host_dir import HostDir, root_of
-from .host_tree import Export, Ownership, protected, refused
+from .host_node import NodeExport
+from .host_sys import file_system
+from .host_tree import Ownership, protected, refused
 
 
 def tree(
@@ -67,18 +69,18 @@ def tree(
     Raises Enotallowed for those and Ehost without /proc or, for native, without the right to change ids; OSError if
     the directory cannot be opened.  Blocks as long as that takes.
     """
-    path = os.path.realpath(directory)
-    why = refused(path, force)
-    if why:
-        raise E.Enotallowed(f"export refused, {why} (force allows it): {path}")
     if not os.path.isdir("/proc/self/fd"):
         raise E.Ehost("/proc is not mounted")
+    root = Held(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))  # allowed: the operator's word, once
+    path = os.readlink(f"/proc/self/fd/{root.fd}")  # what was opened, whatever the name means by now
+    why = refused(path, file_system(root.fd), force)
+    if why:
+        raise E.Enotallowed(f"export refused, {why} (force allows it): {path}")
     if ownership not in ("squash", "native"):
         raise E.Ebadarg(f"ownership is squash or native: {ownership}")
     if ownership == "native" and os.geteuid() != 0:
         raise E.Ehost("native ownership needs root")
-    root = Held(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
-    export = Export(
+    export = NodeExport(
         root,
         readonly=readonly,
         ownership=ownership,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as _s
+import weakref
 from typing import ClassVar
 
 from ..answer import Answer
@@ -17,8 +18,8 @@ from ..proto.types import DMAPPEND, DMEXCL, OEXEC, ORCLOSE, OREAD, OTRUNC, RENAM
 from . import host_sys as sys
 from .host_cache import Held
 from .host_io import HostDirHandle, HostHandle
-from .host_node import CLASSES, Node, intern, open_flags, permit_exec
-from .host_tree import Export, Identity, check_name
+from .host_node import CLASSES, Node, NodeExport, intern, open_flags, permit_exec
+from .host_tree import Identity, check_name
 
 CREATE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 TARGET_BYTES_MAX = 4095
@@ -29,11 +30,11 @@ class HostDir(Node, Dir):
 
     kind: ClassVar[int] = _s.S_IFDIR
 
-    def __init__(self, export: Export, parent: HostDir | None, name: str, identity: Identity, qid: Qid) -> None:
+    def __init__(self, export: NodeExport, parent: Node | None, name: str, identity: Identity, qid: Qid) -> None:
         super().__init__(export, parent, name, identity, qid)
         # Ways from here to directories of secrets, name by name: nearly always none.
         self.guarded: tuple[tuple[str, ...], ...] = ()
-        if parent is not None and parent.guarded:
+        if isinstance(parent, HostDir) and parent.guarded:
             self.guarded = tuple(way[1:] for way in parent.guarded if way[0] == name and len(way) > 1)
 
     def _name(self, name: str, *, moving: bool = False) -> bytes:
@@ -244,7 +245,7 @@ class HostDir(Node, Dir):
 CLASSES[_s.S_IFDIR] = HostDir
 
 
-def root_of(export: Export) -> HostDir:
+def root_of(export: NodeExport) -> HostDir:
     """The node of the export's root; its descriptor is never let go."""
     st = sys.statx(export.root.fd)
     if not _s.S_ISDIR(st.mode):
@@ -252,5 +253,5 @@ def root_of(export: Export) -> HostDir:
     identity = (st.dev, st.ino, st.btime_ns)
     node = HostDir(export, None, "", identity, Qid(0x80, 1, export.qid_path(identity)))
     node.held = export.root
-    export.nodes[identity] = node
+    export.nodes = weakref.WeakValueDictionary({identity: node})
     return node

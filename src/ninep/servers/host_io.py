@@ -11,7 +11,7 @@ import stat as _s
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..answer import Answer
 from ..file import Call, Handle
@@ -19,21 +19,27 @@ from ..proto import errors as E
 from ..proto.types import F_UNLCK, F_WRLCK, OFFSET_MAX, OREAD, OSYNC, OWRITE, Entry, Lock, Qid, Stat, qtype_of
 from . import host_sys as sys
 from .host_cache import Held
-from .host_lock import HostLocks
-from .host_tree import Export, refusal
-
-if TYPE_CHECKING:
-    from .host_dir import HostDir
-    from .host_node import Node
+from .host_lock import HostLocks, Lockable
+from .host_tree import Export, Identity, refusal
 
 READ_BYTES_MAX = 1 << 24  # of one read; the Session's bounds are lower
 DIR_COOKIES_KEPT = 16_384  # of one open directory; see HostDirHandle
 
 
+class Openable(Lockable, Protocol):
+    """What a handle needs of its node."""
+
+    opens: tuple[Held, ...]
+    locks: HostLocks | None
+    identity: Identity
+
+    def drop_setid(self, call: Call, fd: int) -> None: ...
+
+
 class HostHandle(Handle):
     """One open of a regular file."""
 
-    def __init__(self, node: Node, held: Held, omode: int) -> None:
+    def __init__(self, node: Openable, held: Held, omode: int) -> None:
         self.node = node
         self.export: Export = node.export
         self.omode = omode
@@ -224,7 +230,7 @@ class HostDirHandle(Handle):
     the nearest position but never from outside the directory.
     """
 
-    def __init__(self, node: HostDir, held: Held) -> None:
+    def __init__(self, node: Openable, held: Held) -> None:
         self.node = node
         self.export: Export = node.export
         self._held: Held | None = held

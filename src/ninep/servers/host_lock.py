@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import struct
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
@@ -22,10 +22,7 @@ from ..locks import Locks
 from ..proto import errors as E
 from ..proto.types import F_RDLCK, F_UNLCK, F_WRLCK, OFFSET_MAX, Lock
 from .host_cache import Held
-from .host_tree import refusal
-
-if TYPE_CHECKING:
-    from .host_node import Node
+from .host_tree import Export, refusal
 
 F_OFD_GETLK = 36
 F_OFD_SETLK = 37
@@ -34,10 +31,19 @@ POLL_SECONDS = 0.05  # a local program's lock tells nobody that it went
 BUSY = (errno.EAGAIN, errno.EACCES)
 
 
+class Lockable(Protocol):
+    """What a lock needs of its node."""
+
+    @property
+    def export(self) -> Export: ...
+
+    def here(self) -> Held: ...
+
+
 class HostLocks:
     """The locks of one node; made with the first lock that is asked for."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Lockable) -> None:
         # Not the node itself: it owns this object, and a cycle would keep its descriptors until a collection.
         self._export = node.export
         self._table = Locks(node.export.limits.locks_max)

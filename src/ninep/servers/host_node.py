@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import stat as _s
+import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from ..answer import Answer
 from ..file import Call, File, Handle, Symlink, permit
@@ -40,9 +40,6 @@ from .host_io import HostHandle
 from .host_lock import HostLocks
 from .host_tree import Export, Identity
 
-if TYPE_CHECKING:
-    from .host_dir import HostDir
-
 SETID = 0o6000
 PATH_BYTES_MAX = 4095  # one openat2 path
 ACCESS = {OREAD: os.O_RDONLY, OWRITE: os.O_WRONLY, ORDWR: os.O_RDWR, OEXEC: os.O_RDONLY}
@@ -54,6 +51,12 @@ def version(ctime_ns: int, size: int) -> int:
     return (ctime_ns ^ ctime_ns >> 32 ^ size) & 0xFFFFFFFF or 1
 
 
+class NodeExport(Export):
+    """An export and the nodes that somebody knows at the moment."""
+
+    nodes: weakref.WeakValueDictionary[Identity, Node]
+
+
 class Node(File):
     """What regular files, directories, symlinks and special files have in common."""
 
@@ -62,7 +65,7 @@ class Node(File):
     held: Held | None
     recent: bool
 
-    def __init__(self, export: Export, parent: HostDir | None, name: str, identity: Identity, qid: Qid) -> None:
+    def __init__(self, export: NodeExport, parent: Node | None, name: str, identity: Identity, qid: Qid) -> None:
         # No super().__init__: the qid is the file's own, not a counted one.
         self.export = export
         self.parent = parent
@@ -400,7 +403,7 @@ CLASSES: dict[int, type[Node]] = {
 }  # and S_IFDIR, which host_dir adds
 
 
-def intern(export: Export, parent: HostDir | None, name: str, held: Held, warm: bool = True) -> Node:
+def intern(export: NodeExport, parent: Node | None, name: str, held: Held, warm: bool = True) -> Node:
     """The one node of the file that `held` is, found at this name now.  `warm`: an O_PATH descriptor, to be kept."""
     mode, identity = sys.identify(held.fd)
     kind = mode & 0o170000

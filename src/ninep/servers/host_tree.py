@@ -12,10 +12,9 @@ import hashlib
 import os
 import struct
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import trio
 
@@ -27,9 +26,6 @@ from ..proto import errors as E
 from ..proto.types import NAME_BYTES_MAX
 from . import host_sys as sys
 from .host_cache import Held, Warm, share_of_descriptors
-
-if TYPE_CHECKING:
-    from .host_node import Node
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -70,7 +66,6 @@ class Export:
         self.keeps_setid = sys.has_capability(sys.CAP_FSETID)
         self.umask = sys.umask()
         self.warm = Warm(share_of_descriptors(limits.host_fds_share))
-        self.nodes: weakref.WeakValueDictionary[Identity, Node] = weakref.WeakValueDictionary()
         self.lock = threading.RLock()  # one node per identity: interning happens on worker threads too
         self._hash = hashlib.blake2b(key=(key or env.random(32))[:64], digest_size=8)
         self._limiter = trio.CapacityLimiter(limits.host_threads_max)
@@ -242,15 +237,25 @@ def protected(force: bool) -> list[str]:
         base = os.environ.get(f"XDG_{variable}_HOME") or os.path.join(home, standard)
         found.append(os.path.join(base, "ninep"))
     found += [os.path.join(base, "ninep") for base in (os.environ.get("XDG_RUNTIME_DIR"), "/run") if base]
-    return [os.path.realpath(path) for path in found]
+    return [os.path.realpath(path) for path in found]  # allowed: compared with the export's own, never opened
 
 
-def refused(directory: str, force: bool) -> str:
-    """Why a directory (its real path) may not be exported; empty if it may."""
+KERNEL_FILE_SYSTEMS = frozenset({
+    "proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "bpf", "configfs",
+    "fusectl", "efivarfs", "binfmt_misc", "pstore",
+})  # fmt: skip
+
+
+def refused(directory: str, fstype: str, force: bool) -> str:
+    """Why a directory (its real path and kind of file system) may not be exported; empty if it may."""
     if force:
         return ""
     if directory == "/":
         return "the whole file system"
+    if fstype in KERNEL_FILE_SYSTEMS:
+        return f"{fstype} belongs to the kernel"
+    if fstype == "fuse.ninep":
+        return "it is a mount of ninep, perhaps this server's own"
     for kernel in ("/proc", "/sys", "/dev"):
         # /dev/shm is ordinary memory that users put files in.
         if (directory + "/").startswith(kernel + "/") and not directory.startswith("/dev/shm"):
