@@ -81,14 +81,14 @@ def commands(block: Block) -> list[Command]:
     for number, line in enumerate(block.body, block.line + 1):
         if line.startswith("$ "):
             text, _, code = line[2:].partition("  # exit ")
-            found.append(Command(number, text, [], int(code or 0)))
+            # What a command in the background says, and when, is not what its example is about.
+            found.append(Command(number, text, None if text.endswith(" &") else [], int(code or 0)))
         elif not found:
             raise ExampleFailed(f"line {number}: output before the first command: {line}")
         elif line.startswith("> ") and not found[-1].output:
             found[-1].text += "\n" + line[2:]
         else:
-            assert found[-1].output is not None
-            found[-1].output.append(line)
+            found[-1].output = [*(found[-1].output or []), line]
     return found
 
 
