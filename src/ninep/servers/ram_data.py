@@ -90,6 +90,11 @@ class Sparse:
         count = min(len(buffer), self.size - offset)
         if count <= 0:
             return 0
+        at = offset & MASK
+        chunk = self._chunks.get(offset >> SHIFT)
+        if chunk is not None and at + count <= len(chunk):
+            buffer[:count] = memoryview(chunk)[at : at + count]
+            return count
         done = 0
         for part in self._parts(offset, count):
             n = len(part)
