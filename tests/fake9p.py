@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from ninep.edges.dial import Link
 from ninep.proto import dotl as L
 from ninep.proto import messages as M
@@ -146,12 +148,11 @@ class Fake:
         return M.Rwalk(tuple(self.qid(name) for name in t.wname))
 
     def getattr(self, name: str, **changes: int) -> L.Rgetattr:
-        values = dict(
-            valid=L.GETATTR_BASIC, mode=_s.S_IFREG | 0o644 if name else _s.S_IFDIR | 0o755, uid=0, gid=0, nlink=1,
-            rdev=0, size=len(self.files[name]) if name else 0, blksize=4096, blocks=0, atime_sec=1, atime_nsec=0,
-            mtime_sec=2, mtime_nsec=3, ctime_sec=4, ctime_nsec=5,
+        mode = _s.S_IFREG | 0o644 if name else _s.S_IFDIR | 0o755
+        plain = L.Rgetattr(
+            L.GETATTR_BASIC, self.qid(name), mode, 0, 0, 1, 0, len(self.files.get(name, b"")), 4096, 0, 1, 0, 2, 3, 4, 5
         )  # fmt: skip
-        return L.Rgetattr(qid=self.qid(name), **(values | changes))
+        return msgspec.structs.replace(plain, **changes)
 
     def _record(self, name: str) -> StatRecord:
         perm = 0o644 if name else DMDIR | 0o755

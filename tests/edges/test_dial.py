@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ninep.edges import dial
 from ninep.edges.dial import Address, Link, connect_link, connect_link_trio, parse
 from ninep.proto import errors as E

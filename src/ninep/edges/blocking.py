@@ -68,6 +68,7 @@ class Blocking:
         self.core = Core(time.monotonic, limits, uname=name, msize_bytes=self.address.msize_bytes)
         try:
             self._line = _Line(self._link)
+            self._is_torn = False  # bytes may be on their way that the core does not know of
             self.run(negotiate(self.core, self.address.dialect))
             n_uname = os.getuid() if name == own_name() else NONUNAME
             self.root_fid, self.root_qid = self.run(ops.attach(self.core, self.address.aname, n_uname))
@@ -315,7 +316,12 @@ class Blocking:
         return pending.result()
 
     def _flush(self, pending: Pending) -> None:
-        """Interrupted: tell the server, and give it LEAVE_SECONDS to agree."""
+        """Interrupted: tell the server, and give it LEAVE_SECONDS to agree.
+
+        In the middle of a send or receive nobody knows how far it came: then to hang up is the only honest flush.
+        """
+        if self._is_torn:
+            self.core.close("interrupted")
         flush = self.core.abandon(pending)
         until = time.monotonic() + LEAVE_SECONDS
         while flush is not None and not flush.is_done and self._turn(until):
@@ -326,17 +332,21 @@ class Blocking:
         core, line = self.core, self._line
         try:
             while core.has_output and (buffers := core.outgoing()):
+                self._is_torn = True
                 n = line.send(buffers)
+                core.sent(n or 0)
+                self._is_torn = False
                 if n is None:
                     break
-                core.sent(n)
             if not line.wait(bool(core.has_output), until):
                 return False
+            self._is_torn = True
             n = line.recv_into(core.space())
             if n == 0:
                 core.close("the server hung up")
             elif n is not None:
                 core.received(n)
+            self._is_torn = False
         except OSError as e:
             core.close(e.strerror or str(e))
         except E.ProtocolError as e:

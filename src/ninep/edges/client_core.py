@@ -46,7 +46,7 @@ T = TypeVar("T")
 COPY_BYTES_MAX: Final = 16 << 10  # a payload up to this size joins its header; a larger one goes from its place
 BUFFERS_MAX: Final = 512  # buffers of one sendmsg; IOV_MAX is 1024
 FIRST_REPLY_BYTES_MAX: Final = 512  # an Rversion, or the error that a confused server sends instead
-REQUESTS_MAX: Final = 768  # in flight at once: servers of ours and diod's refuse or queue past about a thousand
+REQUESTS_MAX: Final = 960  # in flight at once; a server of ours refuses past Limits.requests_max, 1024
 CLUNKS_MAX: Final = 64  # of them, clunks that nobody waits for
 
 _ERRORS: Final = (7, 107)
@@ -106,6 +106,7 @@ class Core:
         self.msize_bytes = max(MSIZE_BYTES_MIN, min(msize_bytes or limits.msize_bytes_max, limits.msize_bytes_max))
         self.names_dropped = 0  # names of the server's that are no names (SEC-61)
         self.why_closed = ""
+        self.bounded = 0  # tags in use by requests that the server must answer in time: all but reads
         self.first_deadline = math.inf  # no request's deadline is earlier; `deadline` makes it exact
         self.replied = 0  # replies taken in all
         self._pending: dict[int, Pending] = {}
@@ -292,6 +293,7 @@ class Core:
         failed = self._finished + failed
         self._finished = []
         self._pending.clear()
+        self.bounded = self._clunks = 0
         self._out.clear()
         self._dropped.clear()
         self._out_at = 0
@@ -317,8 +319,6 @@ class Core:
         pending = Pending(tag, request, deadline)
         pending.fid_made = makes
         pending.fid_freed = frees
-        if deadline is not None and deadline < self.first_deadline:
-            self.first_deadline = deadline
         if kind is Twrite and len(request.data) > COPY_BYTES_MAX:  # type: ignore[attr-defined]  # kind is its type
             self._queue_write(tag, request)  # type: ignore[arg-type]  # likewise
         else:
@@ -332,6 +332,10 @@ class Core:
                 raise E.Elarge(f"{kind.__name__} of {len(frame)} bytes")
             self._out.append(frame)
         self._pending[tag] = pending
+        if deadline is not None:
+            self.bounded += 1
+            if deadline < self.first_deadline:
+                self.first_deadline = deadline
         return pending
 
     def _queue_write(self, tag: int, request: Twrite) -> None:
@@ -394,6 +398,7 @@ class Core:
         self._pending.pop(pending.tag, None)
         if pending.tag != NOTAG:
             self._tags.append(pending.tag)
+            self.bounded -= type(pending.request) is not Tread
         if pending.waiter is _CLUNKER:
             self._clunks -= 1
 
@@ -480,10 +485,11 @@ def negotiate(core: Core, dialect: str = "auto") -> Flow[None]:
     refused: E.FileError | None = None
     answer = ""
     for offer in offers:
+        pending = core.version(offer)
         try:
-            reply = yield core.version(offer)
+            reply = yield pending
         except E.FileError as e:
-            if core.state is State.CLOSED:
+            if core.state is State.CLOSED or not pending.is_done:
                 raise
             refused = e  # a known mistake: an error instead of `unknown`
             continue

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 import trio
 
 from ninep.edges.client_checks import QT_KINDS
-from ninep.edges.client_core import Core, Flow, Pending, State
+from ninep.edges.client_core import REQUESTS_MAX, Core, Flow, Pending, State
 from ninep.edges.dial import Link
 from ninep.edges.wire import Wire
 from ninep.file import HASHED_PATH
@@ -32,6 +32,8 @@ from ninep.proto.types import Qid
 
 T = TypeVar("T")
 
+BOUNDED_MAX: Final = 512  # operations on their way at once; the next ones wait for their turn
+READS_TOGETHER_MAX: Final = REQUESTS_MAX - 128  # with reads, which may park: past it a read waits
 TURNS_MAX: Final = 16  # receives in a row before others run
 _PATH: Final = struct.Struct("<BQ")
 
@@ -52,6 +54,8 @@ class Mux:
         self._watch_wake = trio.Event()
         self._leaving: dict[Pending, tuple[float, Callable[[], None]]] = {}
         self._scope = trio.CancelScope()
+        self._turns = trio.lowlevel.ParkingLot()
+        self._read_turns = trio.lowlevel.ParkingLot()
 
     @property
     def is_connected(self) -> bool:
@@ -59,8 +63,13 @@ class Mux:
 
     # -- flows
 
-    async def run(self, flow: Flow[T]) -> T:
-        """The result of a flow.  Blocks as long as the server may take; cancelling it sends Tflush."""
+    async def run(self, flow: Flow[T], *, parks: bool = False) -> T:
+        """The result of a flow.  Blocks as long as the server may take; cancelling it sends Tflush.
+
+        `parks` marks a read, which may take for ever: reads do not use up the turns of everything else.
+        """
+        if (self.core.in_flight >= READS_TOGETHER_MAX) if parks else (self.core.bounded >= BOUNDED_MAX):
+            await self._wait_turn(parks)
         try:
             pending = next(flow)
             while True:
@@ -79,6 +88,22 @@ class Mux:
         except BaseException:
             self._kick()
             raise
+
+    async def _wait_turn(self, parks: bool) -> None:
+        """Raises Etoomany if nothing ended for Limits.reply_seconds_max."""
+        core = self.core
+        lot = self._read_turns if parks else self._turns
+        with trio.move_on_after(self.limits.reply_seconds_max):
+            while (core.in_flight >= READS_TOGETHER_MAX) if parks else (core.bounded >= BOUNDED_MAX):
+                await lot.park()
+            return
+        raise E.Etoomany
+
+    def _give_turns(self) -> None:
+        if self._turns and (room := BOUNDED_MAX - self.core.bounded) > 0:
+            self._turns.unpark(count=room)
+        if self._read_turns and (room := READS_TOGETHER_MAX - self.core.in_flight) > 0:
+            self._read_turns.unpark(count=room)
 
     async def _wait(self, pending: Pending) -> Message:
         if not pending.is_done:
@@ -197,6 +222,8 @@ class Mux:
                 pending.waiter = None
                 self._leaving.pop(pending, None)
                 trio.lowlevel.reschedule(task)
+        if self._turns or self._read_turns:
+            self._give_turns()
 
     # -- the clock
 
@@ -234,6 +261,8 @@ class Mux:
     def _end(self, why: str, error: Callable[[str], E.FileError] = E.Ehungup) -> None:
         """Every operation fails now, and every later one at once.  Idempotent."""
         self._wake(self.core.close(why, error))
+        self._turns.unpark_all()
+        self._read_turns.unpark_all()
         self._scope.cancel()
 
     def close(self) -> None:

@@ -119,9 +119,9 @@ def walk(core: Core, fid: int, names: Sequence[str]) -> Flow[tuple[int, list[Qid
                 raise E.Enonexist(rest[0])
             if len(more) < len(rest):  # in place, and stopped short: new has not moved
                 reply = yield core.submit(M.Twalk(new, new, tuple(rest[: len(more)])))
-                more = as_reply(reply, M.Rwalk).wqid
+                qids += as_reply(reply, M.Rwalk).wqid
                 reply = yield core.submit(M.Twalk(new, new, (rest[len(more)],)))
-                more = (*more, *as_reply(reply, M.Rwalk).wqid)
+                more = as_reply(reply, M.Rwalk).wqid
             qids += more
     except BaseException as e:
         core.clunk_soon(new)

@@ -241,7 +241,7 @@ class RemoteHandle(Handle):
         return self._fid.number
 
     async def read(self, call: Call, offset: int, count: int) -> bytes:
-        return await self.mux.run(ops.read(self.mux.core, self.fid, offset, count))
+        return await self.mux.run(ops.read(self.mux.core, self.fid, offset, count), parks=True)
 
     async def write(self, call: Call, offset: int, data: bytes | memoryview) -> int:
         return await self.mux.run(ops.write(self.mux.core, self.fid, offset, data, self.iounit))
