@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from typing import Any
 
 import pytest
@@ -344,3 +345,56 @@ async def test_those_who_wait_count_against_the_limit_too() -> None:
         await wait_all_tasks_blocked()
         assert log == ["Enolck"] * 3
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_no_grant_is_lost_and_no_cycle_comes_to_be(seed: int) -> None:
+    rng = random.Random(seed)
+    space = LockSpace()
+    files = [Locks(space=space) for _ in range(3)]
+    waiting: set[str] = set()
+
+    async def ask(at: int, lock: Lock) -> None:
+        waiting.add(lock.owner)  # type: ignore[arg-type]  # owners are strings here
+        try:
+            with trio.CancelScope() as scope:
+                scopes[lock.owner] = scope
+                await settle(files[at].lock(lock, True))
+        except E.Edeadlk:
+            pass
+        finally:
+            waiting.discard(lock.owner)
+
+    def blockers(owner: object) -> set[object]:
+        return {held.owner for w in space.waits.get(owner, ()) for held in w.table.conflicts(w.lock)}
+
+    scopes: dict[object, trio.CancelScope] = {}
+    async with trio.open_nursery() as nursery:
+        for step in range(250):
+            owner, at, start = rng.choice("abcdef"), rng.randrange(3), rng.randrange(10)
+            lock = Lock(rng.choice((F_RDLCK, F_WRLCK)), start, start + rng.randrange(8), owner)
+            if owner in waiting:
+                if rng.random() < 0.1:
+                    scopes[owner].cancel()
+            elif rng.random() < 0.6:
+                nursery.start_soon(ask, at, lock)
+            else:
+                files[at].lock(lock._replace(type=F_UNLCK, end=lock.end + 3), False)
+            await wait_all_tasks_blocked()
+            assert set(space.waits) == waiting, f"seed {seed} step {step}"
+            for table in (file._posix for file in files):
+                for place, waiter in enumerate(table.queue):
+                    assert table._blocked(waiter.lock, table.queue[:place]), f"seed {seed} step {step}: a lost grant"
+            for first in waiting:
+                seen, todo = set[object](), blockers(first)
+                while todo:
+                    assert first not in todo, f"seed {seed} step {step}: a cycle"
+                    seen |= todo
+                    todo = {after for other in todo for after in blockers(other)} - seen
+        for _ in range(20):
+            for owner in "abcdef":
+                if owner not in waiting:
+                    for file in files:
+                        file.unlock_owner(owner, False)
+            await wait_all_tasks_blocked()
+        assert not waiting, "somebody hangs although all others let go"
