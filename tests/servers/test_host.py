@@ -40,10 +40,12 @@ from ninep.testing import check_tree
 CALL = Call(local_principal(os.getuid(), os.getgid(), frozenset(os.getgroups()), "tester", "local"))
 
 
-@pytest.fixture(params=["memory", "disk"])
-def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory and one where the temporary files are."""
-    if request.param == "disk":
+@pytest.fixture(params=["memory", "disk", "worker"])
+def directory(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory in memory, one where the temporary files are, and one of a file system that may be slow."""
+    if request.param == "worker":
+        monkeypatch.setattr(host_sys, "INLINE", frozenset())
+    if request.param != "memory":
         yield tmp_path
         return
     with tempfile.TemporaryDirectory(dir="/dev/shm") as made:

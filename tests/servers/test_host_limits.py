@@ -8,22 +8,25 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import CoroutineType
 
 import msgspec
 import pytest
 import trio
+from servers import wait_until
 
 from ninep.answer import settle
-from ninep.file import Call
+from ninep.file import Call, File
 from ninep.limits import DEFAULT
 from ninep.principal import local_principal
 from ninep.proto import errors as E
 from ninep.proto.types import ORDWR, OREAD, Change
-from ninep.servers import host, host_cache, host_io
+from ninep.servers import host, host_cache, host_io, host_sys, host_tree
 from ninep.servers.host_dir import HostDir
 
 CALL = Call(local_principal(os.getuid(), os.getgid(), frozenset(os.getgroups()), "tester", "local"))
@@ -31,7 +34,7 @@ CALL = Call(local_principal(os.getuid(), os.getgid(), frozenset(os.getgroups()),
 WALKS = """
 import gc, os, resource, sys, trio
 from ninep.answer import settle
-from ninep.file import Call
+from ninep.file import Call, File
 from ninep.servers import host
 from ninep.proto.types import OREAD
 
@@ -322,3 +325,97 @@ async def test_reads_that_the_page_cache_cannot_answer_go_to_a_worker(
     assert await settle(handle.read(CALL, 8192, 100)) == bytes(range(100))
     assert all(flag == os.RWF_NOWAIT for flag in asked)
     await settle(handle.close(CALL))
+
+
+async def test_a_name_that_the_kernel_has_not_cached_is_looked_up_by_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f").touch()
+    root = host.tree(tmp_path)
+    if root.export.in_memory or not root.export.openat2:
+        pytest.skip("needs openat2 and a temporary directory on a disk")
+    real = host_sys.openat2
+
+    def cold(dirfd: int, path: bytes, how: bytes) -> int:
+        if how == host_sys.HOW_CACHED:
+            raise BlockingIOError(errno.EAGAIN, "cold")
+        return real(dirfd, path, how)
+
+    assert not isinstance(root.walk(CALL, "f"), CoroutineType)
+    monkeypatch.setattr(host_sys, "openat2", cold)
+    answer = root.walk(CALL, "f")
+    assert isinstance(answer, CoroutineType)
+    assert (await settle((await answer).stat(CALL))).size == 0
+
+
+async def test_workers_that_share_few_descriptors_never_use_anothers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen threads walk, stat and read through a cache of eight: each name still gives its own file."""
+    for i in range(12):
+        (tmp_path / str(i)).mkdir()
+        for j in range(12):
+            (tmp_path / str(i) / str(j)).write_text(f"{i}/{j}")
+    monkeypatch.setattr(host_sys, "INLINE", frozenset())
+    monkeypatch.setattr(host_tree, "share_of_descriptors", lambda share: 8)
+    root = host.tree(tmp_path)
+    kept: dict[str, File] = {}
+
+    async def walker(seed: int) -> None:
+        for n in range(60):
+            i, j = (seed * 7 + n * 5) % 12, (seed * 3 + n * 11) % 12
+            d = await settle(root.walk(CALL, str(i)))
+            assert isinstance(d, HostDir)
+            f = await settle(d.walk(CALL, str(j)))
+            assert kept.setdefault(f"{i}/{j}", f) is f
+            assert (await settle(f.stat(CALL))).size == len(f"{i}/{j}")
+            handle = await settle(f.open(CALL, OREAD))
+            assert await settle(handle.read(CALL, 0, 100)) == f"{i}/{j}".encode()
+            await settle(handle.close(CALL))
+
+    async with trio.open_nursery() as nursery:
+        for seed in range(16):
+            nursery.start_soon(walker, seed)
+    assert len(root.export.warm) <= 8
+
+
+async def test_an_abandoned_read_leaves_its_descriptor_open_until_the_thread_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f").write_text("content")
+    monkeypatch.setattr(host_sys, "INLINE", frozenset())
+    root = host.tree(tmp_path)
+    handle = await settle((await settle(root.walk(CALL, "f"))).open(CALL, OREAD))
+    fd = handle.backing()
+    assert fd is not None
+    started, go, seen = threading.Event(), threading.Event(), []
+    real = os.pread
+
+    def late(number: int, count: int, offset: int) -> bytes:
+        started.set()
+        go.wait(10)
+        seen.append(os.readlink(f"/proc/self/fd/{number}"))
+        return real(number, count, offset)
+
+    monkeypatch.setattr(host_io.os, "pread", late)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+
+            async def read() -> None:
+                await settle(handle.read(CALL, 0, 10))
+
+            nursery.start_soon(read)
+            await trio.to_thread.run_sync(started.wait)
+            scope.cancel()
+    await settle(handle.close(CALL))
+    assert os.readlink(f"/proc/self/fd/{fd}") == str(tmp_path / "f")
+    go.set()
+    wait_until(lambda: bool(seen) and not _is_open(fd, tmp_path / "f"), "the thread to finish")
+    assert seen == [str(tmp_path / "f")]
+
+
+def _is_open(fd: int, path: Path) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == str(path)
+    except FileNotFoundError:
+        return False

@@ -52,14 +52,17 @@ class HostDir(Node, Dir):
         raw = self._name(name)
         held = self.held
         # A lookup that the kernel's caches can answer is made here; on a disk, any other is made by a worker.
-        if held is not None and export.inline and not export.in_memory and export.openat2 and not export.native:
+        if held is not None and export.inline and export.openat2 and not export.native:
             try:
-                child = Held(sys.openat2(held.fd, raw, sys.HOW_CACHED))
+                child = Held(sys.openat2(held.fd, raw, sys.HOW if export.in_memory else sys.HOW_CACHED))
                 if self.parent is not None:  # beneath the root itself is inside
                     self.inside(child.fd)
                 return intern(export, self, name, child)
+            except FileNotFoundError:
+                raise E.Enonexist from None
             except (OSError, E.Estale):
-                return export.slow(call, False, self._walk, raw, name)
+                if not export.in_memory:
+                    return export.slow(call, False, self._walk, raw, name)
         return export.run(call, self._walk, raw, name)
 
     def _walk(self, raw: bytes, name: str) -> Node:
