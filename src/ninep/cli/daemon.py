@@ -17,12 +17,12 @@ from ninep.node import Node
 
 from . import logs
 from .failure import OK, Failure, UsageError
-from .listeners import open_all, rules, urls_of
+from .listeners import STDIO, check_native, keep_stdio, open_all, rules, urls_of
 from .mount import Plan, _check, serve_mount
 from .mountopts import Options
 from .output import Output
 from .places import node_socket, state_dir
-from .serve import check_native, reload_log
+from .serve import reload_log
 from .service import Service
 from .settings import pick, read_config
 from .state import State
@@ -52,13 +52,14 @@ def ninepd(args: argparse.Namespace, output: Output) -> int:
     tree.set_exports(exports)
     mountpoint = pick(args.mount, "NINEP_MOUNT", held.node.mount, "")
     plan = _plan(mountpoint, directory, held) if mountpoint else None
-    opened = open_all(urls, held_rules, output)
+    stdio = keep_stdio() if set(urls) & set(STDIO) else None
+    opened = open_all(urls, held_rules, output, stdio)
     if plan is not None:
         opened.texts.append(plan.directory)
 
-    async def extra(nursery: trio.Nursery) -> None:
-        if plan is not None:
-            await nursery.start(serve_mount, plan, node, tree.root)
+    async def extra(*, task_status: trio.TaskStatus[object]) -> None:
+        assert plan is not None
+        await serve_mount(plan, node, tree.root, task_status=task_status)
 
     def reload() -> None:
         fresh = reload_log(args, path)
@@ -66,7 +67,7 @@ def ninepd(args: argparse.Namespace, output: Output) -> int:
             tree.reload(exports_of(args.export, fresh))
 
     try:
-        trio.run(Service(node, tree.root, opened, held_rules, output, reload=reload, extra=extra).run)
+        trio.run(Service(node, tree.root, opened, held_rules, output, reload=reload, extra=extra if plan else None).run)
     except BaseExceptionGroup as group:
         from .mount import _plain
 

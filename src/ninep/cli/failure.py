@@ -34,7 +34,7 @@ _CODES: Final = {
 _TRY: Final = {
     _e.EACCES: "a user whom the server proves and allows (ninep stat shows owner and mode)",
     _e.EROFS: "a tree that is served without :ro",
-    _e.EISDIR: "'ninep ls', or -r",
+    _e.EISDIR: "'ninep ls', or -r with cp and rm",
     _e.ENOTEMPTY: "'ninep rm -r'",
     _e.EEXIST: "another name, or 'ninep rm' first",
     _e.ETIMEDOUT: "a longer --timeout",

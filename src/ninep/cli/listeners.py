@@ -21,6 +21,9 @@ from ninep.proto import errors as E
 
 from .failure import Failure, Refusal, UsageError, from_error
 from .output import Output
+from .trees import host_spec
+
+STDIO = ("stdio", "stdio:", "-")
 
 
 class Rules(NamedTuple):
@@ -51,7 +54,7 @@ class Opened(NamedTuple):
     tcp: list[socket.socket]
     connected: list[socket.socket]
     children: list[tuple[socket.socket, int]]
-    stdio: bool
+    stdio: tuple[int, int] | None
     texts: list[str]
 
     def close(self) -> None:
@@ -90,10 +93,22 @@ def urls_of(args: argparse.Namespace, table: ListenTable) -> list[str]:
     return list(args.listen) or os.environ.get("NINEP_LISTEN", "").split() or list(table.urls)
 
 
-def open_all(urls: Sequence[str], held: Rules, output: Output) -> Opened:
-    """Open everything or nothing.  Raises Failure; what must not be served so is refused before anything is bound."""
-    opened = Opened([], [], [], [], False, [])
-    stdio = False
+def keep_stdio() -> tuple[int, int]:
+    """Standard input and output as descriptors of their own: from now on whatever a tree prints goes elsewhere."""
+    fds = (os.dup(0), os.dup(1))
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return fds
+
+
+def open_all(urls: Sequence[str], held: Rules, output: Output, stdio: tuple[int, int] | None = None) -> Opened:
+    """Open everything or nothing.  Raises Failure; what must not be served so is refused before anything is bound.
+
+    `stdio` is what keep_stdio gave, where one of the urls is stdio.
+    """
+    opened = Opened([], [], [], [], stdio, [])
     plans: list[tuple[str, Address | None]] = []
     for url in urls:
         address = None if _is_plain(url) else _address(url)
@@ -102,9 +117,9 @@ def open_all(urls: Sequence[str], held: Rules, output: Output) -> Opened:
         plans.append((url, address))
     try:
         for url, address in plans:
-            if url in ("stdio", "stdio:", "-"):
-                stdio = True
-            elif url.startswith("fd:"):
+            if url in STDIO:
+                continue  # the caller has kept its descriptors, before any tree could print
+            if url.startswith("fd:"):
                 _take(_inherited_fd(url), opened)
             elif url.startswith("exec:"):
                 opened.children.append(_spawned(url.removeprefix("exec:")))
@@ -117,11 +132,11 @@ def open_all(urls: Sequence[str], held: Rules, output: Output) -> Opened:
         raise
     if opened.tcp and held.trust_uname:
         output.note("--trust-uname: whoever reaches the TCP port is whoever they say they are")
-    return opened._replace(stdio=stdio)
+    return opened
 
 
 def _is_plain(url: str) -> bool:
-    return url in ("stdio", "stdio:", "-") or url.startswith(("fd:", "exec:"))
+    return url in STDIO or url.startswith(("fd:", "exec:"))
 
 
 def _address(url: str) -> Address:
@@ -147,6 +162,16 @@ def check_allowed(address: Address, held: Rules) -> None:
         )
     if os.geteuid() == 0 and not held.as_root:
         raise Refusal(f"{address.text}: root would serve beyond loopback", "another user, or --as-root")
+
+
+def check_native(tree: str, urls: list[str]) -> None:
+    """A network listener must not act with rights that nobody on the network has proven (architecture A8)."""
+    if not tree.startswith("host:") or host_spec(tree[5:]).ownership != "native":
+        return
+    for url in urls:
+        if not _is_plain(url) and _address(url).transport == "tcp":
+            where = "loopback proves nobody" if is_loopback(_address(url)) else "the network proves nobody"
+            raise Refusal(f"{url}: native ownership over TCP: {where}", "9p+unix:///path, or no :native")
 
 
 def _bind(address: Address, held: Rules, opened: Opened) -> None:

@@ -148,7 +148,7 @@ async def source_of(plan: Plan, node: Node, output: Output) -> AsyncIterator[Dir
 
 
 async def serve_mount(
-    plan: Plan, node: Node, root: Dir, *, task_status: trio.TaskStatus[FuseMount | None] = trio.TASK_STATUS_IGNORED
+    plan: Plan, node: Node, root: Dir, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Mount and serve with the engine that was asked for; started when the mount is in the mount table."""
     if plan.engine == "pyfuse3":

@@ -7,20 +7,19 @@ import os
 from collections.abc import Callable
 
 from ninep.config import Config
-from ninep.edges.listen import is_loopback
 from ninep.file import Dir
 from ninep.namespace.namespace import Namespace
 from ninep.node import Node
 
 from . import logs
-from .failure import OK, Failure, Refusal, UsageError
-from .listeners import Opened, Rules, _address, _is_plain, open_all, rules, urls_of
+from .failure import OK, Failure, UsageError
+from .listeners import STDIO, Opened, Rules, check_native, keep_stdio, open_all, rules, urls_of
 from .output import Output
 from .places import state_dir
 from .service import Service
 from .settings import read_config
 from .state import State
-from .trees import host_spec, tree_of
+from .trees import tree_of
 
 
 def serve(args: argparse.Namespace, output: Output) -> int:
@@ -34,9 +33,10 @@ def serve(args: argparse.Namespace, output: Output) -> int:
     if not urls and not os.environ.get("LISTEN_FDS"):
         raise UsageError("nowhere to listen", hint="--listen 9p://127.0.0.1:5640 or --listen 9p+unix:///path")
     check_native(args.tree, urls)
+    stdio = keep_stdio() if set(urls) & set(STDIO) else None
     node = Node(held_config.limits)
     root = tree_of(args.tree, node, lambda: lasting_key(args.state or held_config.node.state, output), node.limits)
-    opened = open_all(urls, held, output)
+    opened = open_all(urls, held, output, stdio)
     run_service(node, Namespace(root), opened, held, output, reload=lambda: reload_log(args, path))
     return OK
 
@@ -51,20 +51,14 @@ def run_service(
     trio.run(service.run)
 
 
-def check_native(tree: str, urls: list[str]) -> None:
-    """A network listener must not act with rights that nobody on the network has proven (architecture A8)."""
-    if not tree.startswith("host:") or host_spec(tree[5:]).ownership != "native":
-        return
-    for url in urls:
-        if not _is_plain(url) and _address(url).transport == "tcp":
-            where = "loopback proves nobody" if is_loopback(_address(url)) else "the network proves nobody"
-            raise Refusal(f"{url}: native ownership over TCP: {where}", "9p+unix:///path, or no :native")
-
-
 def lasting_key(directory: str, output: Output) -> bytes:
     """The key of qids from the state directory.  One that cannot be had is replaced for this run, and said."""
     try:
-        return State(state_dir(directory)).qid_key()
+        state = State(state_dir(directory))
+        try:
+            return state.qid_key()
+        finally:
+            state.close()
     except Failure as e:
         if directory:
             raise

@@ -25,7 +25,7 @@ from .output import Output, complain, json_line
 
 log = logging.getLogger(__name__)
 
-Extra = Callable[[trio.Nursery], Awaitable[None]]
+Extra = Callable[..., Awaitable[None]]  # takes task_status, as trio's start wants it
 
 
 class Service:
@@ -57,7 +57,8 @@ class Service:
             for policy, sockets in ((held.unix_policy, opened.unix), (held.tcp_policy, opened.tcp))
             if sockets
         ]
-        self._direct = trio.CancelScope()  # connections that no listener accepted, and mounts
+        self._direct = trio.CancelScope()  # connections that no listener accepted
+        self._extra_scope = trio.CancelScope()
 
     async def run(self) -> None:
         """Serve.  Returns when drained; cancelled by the second signal."""
@@ -71,11 +72,15 @@ class Service:
                             await serving.start(server.serve, sockets)
                         serving.start_soon(self._serve_direct, requests)
                         if self._extra is not None:
-                            await self._extra(serving)
+                            await serving.start(self._run_extra, self._extra)
                         self._ready()
                     requests.cancel_scope.cancel()
                 around.cancel_scope.cancel()
         notify("STOPPING=1")
+
+    async def _run_extra(self, extra: Extra, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED) -> None:
+        with self._extra_scope:
+            await extra(task_status=task_status)
 
     async def _serve_direct(self, requests: trio.Nursery) -> None:
         with self._direct:
@@ -84,10 +89,7 @@ class Service:
                     connections.start_soon(self._connection, sock, requests)
                 for sock, pid in self._opened.children:
                     connections.start_soon(self._child, sock, pid, requests)
-                if self._opened.stdio:
-                    # Nothing but 9P may go to standard output, whatever a tree prints.
-                    fds = (os.dup(0), os.dup(1))
-                    os.dup2(2, 1)
+                if fds := self._opened.stdio:
                     connections.start_soon(serve_stdio, self.node, self._root, self._held.unix_policy, fds)
 
     async def _connection(self, sock: socket.socket, requests: trio.Nursery) -> None:
@@ -129,6 +131,7 @@ class Service:
                 for server, _ in self._servers:
                     server.drain()
                 self._direct.cancel()
+                self._extra_scope.cancel()
 
     def _hang_up(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")

@@ -19,6 +19,7 @@ class State:
     def __init__(self, path: str) -> None:
         """Open it, made 0700 if it is missing.  Raises Refusal for one that others could have written to."""
         self.path = path
+        self._lock_fd = -1
         try:
             os.makedirs(path, 0o700, exist_ok=True)
             self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -28,6 +29,13 @@ class State:
         if problem := _problem(st):
             os.close(self.fd)
             raise Refusal(f"state directory {path} {problem}", f"'chmod 700 {path}', or --state DIR")
+
+    def close(self) -> None:
+        """Let it go, and the lock with it."""
+        for fd in (self.fd, self._lock_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._lock_fd = -1
 
     def lock(self) -> None:
         """Be the only daemon here until this process ends (SEC-138).  Raises Failure when another one is."""

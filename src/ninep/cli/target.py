@@ -176,11 +176,13 @@ def _unreachable(e: E.FileError, where: Target, args: argparse.Namespace) -> fai
 
 @contextmanager
 def failing_at(where: Target, hint: str = "") -> Iterator[None]:
-    """Whatever is refused inside is told with this file's name."""
+    """Whatever is refused inside is told with this file's name.  `hint` is for a file that does not exist."""
     try:
         yield
     except E.FileError as e:
-        if isinstance(e, E.Enonexist) and not hint and where.address.path:
+        if not isinstance(e, E.Enonexist):
+            hint = ""
+        elif not hint and where.address.path:
             hint = f"'ninep ls {where.parent().text}'"
         raise failure.from_error(e, where.text, hint) from None
 
