@@ -333,9 +333,9 @@ def permit(who: Principal, st: Stat, want: int) -> None:
             raise E.Eperm
         return
     mode = st.st_mode
-    if who.uid == st.uid and who.proof != "none":
+    if who.owns(st.uid):
         bits = mode >> 6
-    elif who.proof != "none" and who.in_group(st.gid):
+    elif who.in_group(st.gid):
         bits = mode >> 3
     else:
         bits = mode
@@ -347,7 +347,7 @@ def permit_change(who: Principal, st: Stat, change: Change) -> None:
     """Who may change what: the owner permissions and times, root owners, writers the size and "now"."""
     if who.is_superuser:
         return
-    owns = who.uid == st.uid and who.proof != "none"
+    owns = who.owns(st.uid)
     if change.uid is not None and change.uid != st.uid:
         raise E.Enotallowed("chown")
     if change.gid is not None and change.gid != st.gid and not (owns and who.in_group(change.gid)):

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
+from msgspec import Struct
+
 from .env import REAL, Env
-from .observe import Events
 from .limits import DEFAULT, Limits
+from .observe import Events, ops
 from .principal import Principal
 from .proto import errors as E
 
@@ -26,15 +28,22 @@ class Sweepable(Protocol):
     def sweep(self) -> None: ...
 
 
+class HasStatistics(Protocol):
+    """A session, as far as statistics are concerned."""
+
+    def statistics(self) -> Struct: ...
+
+
 class Node:
-    """One server.  `on_error(session, op, error)` hears every refusal that a client reads (it feeds /dev/errstr)."""
+    """One server.  `on_error(who, op, error)` hears every refusal that a client reads (it feeds /dev/errstr)."""
 
     def __init__(self, limits: Limits = DEFAULT, env: Env = REAL, events: Events | None = None) -> None:
         self.limits = limits
         self.env = env
         self.events = events or Events(env.now_ns)
         self.live = self.events.live
-        self.on_error: Callable[[object, str, E.FileError], None] | None = None
+        self.on_error: Callable[[Principal, str, E.FileError], None] | None = None
+        self.sessions: set[HasStatistics] = set()
         self.connections: set[Sweepable] = set()
         self._parked: Counter[tuple[str, int]] = Counter()
         self._bugs = itertools.count(1)
@@ -45,6 +54,15 @@ class Node:
     def sweep(self) -> None:
         for connection in self.connections:
             connection.sweep()
+
+    def statistics(self) -> list[Struct]:
+        """One immutable record per session, for /dev/stats/sessions."""
+        return [session.statistics() for session in self.sessions]
+
+    def refused(self, who: Principal, op: int, error: E.FileError) -> None:
+        """A client reads this error: remember it for its /dev/errstr."""
+        if self.on_error is not None:
+            self.on_error(who, ops()[op], error)
 
     def new_session_id(self) -> int:
         return next(self._sessions)

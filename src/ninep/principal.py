@@ -74,8 +74,13 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
         """The same identity with at most `rights`; nothing can ever be added."""
         return msgspec.structs.replace(self, rights=self.rights & rights)
 
+    def owns(self, uid: int) -> bool:
+        """Whether this is, provenly, the user with that number."""
+        return uid == self.uid and self.proof != "none"
+
     def in_group(self, gid: int) -> bool:
-        return gid == self.gid or gid in self.groups
+        """Whether this is, provenly, a member of that group."""
+        return self.proof != "none" and (gid == self.gid or gid in self.groups)
 
 
 NOBODY: Final = Principal()

@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import trio
 
+from .principal import Principal
 from .proto import errors as E
 
 M = TypeVar("M")
@@ -64,11 +65,12 @@ class Gate:
 class Request(Generic[M]):
     """One request under way.  `why` is what a cancellation of its scope means; None: that it was flushed."""
 
-    __slots__ = ("flushes", "key", "op", "scope", "start_ns", "why")
+    __slots__ = ("flushes", "key", "op", "scope", "start_ns", "who", "why")
 
-    def __init__(self, key: int, op: int, start_ns: int, seconds: float) -> None:
+    def __init__(self, key: int, op: int, who: Principal, start_ns: int, seconds: float) -> None:
         self.key = key
         self.op = op
+        self.who = who
         self.start_ns = start_ns
         self.scope = trio.CancelScope(deadline=trio.current_time() + seconds)
         self.why: type[E.FileError] | None = E.Etimedout
@@ -77,7 +79,7 @@ class Request(Generic[M]):
 
 class Requests(Generic[M]):
     """The table of one session.  `bug` turns an unexpected exception into the FileError that the client reads;
-    `finished(op, start_ns, failed)` hears of each end.
+    `finished(op, who, start_ns, failed, error)` hears of each end; failed without an error means cancelled.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Requests(Generic[M]):
         nursery: trio.Nursery,
         sink: Sink[M],
         bug: Callable[[BaseException], E.FileError],
-        finished: Callable[[int, int, bool], None],
+        finished: Callable[[int, Principal, int, bool, E.FileError | None], None],
         requests_max: int,
     ) -> None:
         self._nursery = nursery
@@ -108,13 +110,15 @@ class Requests(Generic[M]):
     def __contains__(self, key: int) -> bool:
         return key in self._running or key in self._flushing
 
-    def start(self, key: int, op: int, start_ns: int, work: Coroutine[Any, Any, M], seconds: float) -> None:
+    def start(
+        self, key: int, op: int, who: Principal, start_ns: int, work: Coroutine[Any, Any, M], seconds: float
+    ) -> None:
         """Run `work` as a task; its result goes to the sink.
 
         Past the limit it runs with its scope cancelled: it ends at its first checkpoint, answered Etoomany, or it never
         needed one and is answered as usual.  Never blocks.
         """
-        request = self._running[key] = Request[M](key, op, start_ns, seconds)
+        request = self._running[key] = Request[M](key, op, who, start_ns, seconds)
         if len(self._running) > self._max:
             request.why = E.Etoomany
             request.scope.cancel()
@@ -142,7 +146,7 @@ class Requests(Generic[M]):
         del self._running[request.key]
         if message is None and error is None and request.why is not None:
             error = request.why()
-        self._finished(request.op, request.start_ns, message is None)
+        self._finished(request.op, request.who, request.start_ns, message is None, error)
         if error is not None:
             self.sink.refuse(request.key, error)
         elif message is not None:

@@ -17,10 +17,11 @@ import trio
 
 from . import checks as c
 from .answer import Answer, answering, drop, settle, then
-from .observe import SESSION_ATTACH, SESSION_END
 from .fid import Fid, FidTable, Way
 from .file import Call, Dir, File, Handle, want_of
 from .node import Node
+from .observe import SESSION_ATTACH, SESSION_END
+from .principal import NOBODY, Principal
 from .proto import errors as E
 from .proto.types import (
     DMAPPEND,
@@ -29,14 +30,13 @@ from .proto.types import (
     OREAD,
     OTRUNC,
     OWRITE,
-    W_WANT,
     X_WANT,
     Entry,
     Lock,
     Qid,
     Stat,
 )
-from .requests import Gate, Requests, Sink
+from .requests import Gate, Requests, Sink, answer_for
 from .session_tree import TreeOps
 
 M = TypeVar("M")
@@ -89,15 +89,18 @@ class Session(TreeOps, Generic[M]):
         self.id = node.new_session_id()
         self.edge = edge
         self.peer = peer
+        self.who = NOBODY
         self.fids = FidTable(self.limits.fids_max, node.take_fids)
         self.requests: Requests[M] = Requests(
             nursery, sink, node.bug, self._finished, requests_max or self.limits.requests_max
         )
+        self.xattr_bytes = 0
         self._nursery = nursery
         self._now_ns = node.env.now_ns
         self._op = node.events.op
         self._live = node.live
         self._live["sessions"] += 1
+        node.sessions.add(self)
         node.events.emit(SESSION_ATTACH, self.id, 0, 0, {"edge": edge, "peer": peer})
 
     # -- the one way in and the one way out
@@ -105,31 +108,31 @@ class Session(TreeOps, Generic[M]):
     def serve(self, key: int, op: int, handler: Callable[[N], Answer[M]], message: N, seconds: float) -> None:
         """Run one request and queue its reply on the sink: now if the tree answers now, else when its task ends.
 
-        `seconds` bounds the slow case; math.inf for what may park.  Never blocks, never raises.
+        `seconds` bounds the slow case; math.inf for what may park.  Never blocks, never raises.  Errors are told to
+        `node.on_error` under the name in `who`, which the edge keeps true.
         """
         start_ns = self._now_ns()
         requests = self.requests
         try:
             answer = handler(message)
-        except E.FileError as e:
-            requests.sink.refuse(key, e)
-        except OSError as e:
-            requests.sink.refuse(key, E.from_oserror(e))
         except Exception as e:
-            requests.sink.refuse(key, self.node.bug(e))
-        else:
-            if type(answer) is CoroutineType:
-                self._live["requests"] += 1
-                requests.start(key, op, start_ns, answer, seconds)
-                return
-            self._op(op, self._now_ns() - start_ns, False)
-            requests.sink.reply(key, cast(M, answer))
+            error = answer_for(e) or self.node.bug(e)
+            requests.sink.refuse(key, error)
+            self._op(op, self._now_ns() - start_ns, True)
+            self.node.refused(self.who, op, error)
             return
-        self._op(op, self._now_ns() - start_ns, True)
+        if type(answer) is CoroutineType:
+            self._live["requests"] += 1
+            requests.start(key, op, self.who, start_ns, answer, seconds)
+            return
+        self._op(op, self._now_ns() - start_ns, False)
+        requests.sink.reply(key, cast(M, answer))
 
-    def _finished(self, op: int, start_ns: int, failed: bool) -> None:
+    def _finished(self, op: int, who: Principal, start_ns: int, failed: bool, error: E.FileError | None) -> None:
         self._live["requests"] -= 1
         self._op(op, self._now_ns() - start_ns, failed)
+        if error is not None:
+            self.node.refused(who, op, error)
 
     def statistics(self) -> SessionStatistics:
         return SessionStatistics(self.id, self.edge, self.peer, len(self.fids), len(self.requests))
@@ -149,6 +152,7 @@ class Session(TreeOps, Generic[M]):
         with trio.CancelScope(shield=True):
             await settle(self.reset())
         self._live["sessions"] -= 1
+        self.node.sessions.discard(self)
         self.node.events.emit(SESSION_END, self.id)
 
     async def _clunk_all(self, fids: list[Fid]) -> None:
@@ -156,6 +160,7 @@ class Session(TreeOps, Generic[M]):
             with trio.move_on_after(self.limits.close_seconds_max):
                 await self.requests.drain()
             for fid in fids:
+                self.discard_xattr(fid)  # only a clunk that the client asked for commits one
                 try:
                     await settle(self.clunk(fid))
                 except E.FileError:
@@ -236,7 +241,7 @@ class Session(TreeOps, Generic[M]):
     def _may_rclose(self, call: Call, fid: Fid) -> Answer[None]:
         if fid.way is None:
             raise E.Eperm("cannot remove the attach point")
-        return fid.way.dir.access(call, W_WANT)
+        return self.taking(call, fid.way.dir, fid.way.name, c.REMOVE)
 
     def opened(self, fid: Fid, handle: Handle, omode: int) -> None:
         """The fid is open from now on."""

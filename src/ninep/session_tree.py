@@ -19,6 +19,7 @@ from .proto import errors as E
 from .proto.types import (
     DMAPPEND,
     DMEXCL,
+    NOW,
     OAPPEND,
     ORDWR,
     OREAD,
@@ -39,6 +40,7 @@ from .proto.types import (
 T = TypeVar("T")
 Steps = Generator[Answer[Any], Any, T]
 S_ISVTX = 0o1000
+S_ISUGID = 0o6000
 CREATE_TRIES = 3  # open-or-create races with another's create or remove; each round is one loss of that race
 
 
@@ -46,6 +48,7 @@ class TreeOps(ABC):
     """Mixed into Session, which keeps the fids and handles."""
 
     limits: Limits
+    xattr_bytes: int  # what attribute fids hold, or will hold once they are written
 
     @abstractmethod
     def opened(self, fid: Fid, handle: Handle, omode: int) -> None: ...
@@ -108,6 +111,8 @@ class TreeOps(ABC):
             st: Stat = yield directory.stat(call)
             perm &= ~0o666 | (st.st_mode & 0o666)
         file, handle = yield directory.create(call, name, perm & (0o7777 | DMAPPEND | DMEXCL), omode)
+        if inherit:
+            yield self._inherit_group(call, file, st.gid)
         return self._became(fid, directory, name, file, handle, omode)
 
     def _became(self, fid: Fid, directory: Dir, name: str, file: File, handle: Handle, omode: int) -> tuple[Qid, int]:
@@ -123,7 +128,20 @@ class TreeOps(ABC):
             st: Stat = yield directory.stat(call)
             perm &= ~0o777 | (st.st_mode & 0o777)
         made: File = yield directory.mkdir(call, name, perm & 0o7777)
+        if inherit:
+            yield self._inherit_group(call, made, st.gid)
         return made
+
+    @answering
+    def _inherit_group(self, call: Call, file: File, gid: int) -> Steps[None]:
+        """A new file has its directory's group (open(5)); where the tree's own rules forbid that, they stand."""
+        st: Stat = yield file.stat(call)
+        if st.gid == gid or st.st_mode & S_ISUGID:
+            return
+        try:
+            yield file.wstat(call, Change(gid=gid))
+        except E.FileError:
+            pass
 
     @answering
     def create_dir(self, call: Call, fid: Fid, name: str, perm: int, omode: int) -> Steps[tuple[Qid, int]]:
@@ -166,7 +184,7 @@ class TreeOps(ABC):
     # -- removing and renaming
 
     @answering
-    def _taking(self, call: Call, directory: Dir, name: str, right: int) -> Steps[None]:
+    def taking(self, call: Call, directory: Dir, name: str, right: int) -> Steps[None]:
         """May the caller take `name` away from there: rights, write and search, the sticky bit (unlink(2))."""
         c.check_name(name)
         c.need(call, right)
@@ -175,17 +193,17 @@ class TreeOps(ABC):
         if who.is_superuser:
             return
         above: Stat = yield directory.stat(call)
-        if above.st_mode & S_ISVTX and above.uid != who.uid:
+        if above.st_mode & S_ISVTX and not who.owns(above.uid):
             file: File = yield directory.walk(call, name)
             st: Stat = yield file.stat(call)
-            if st.uid != who.uid:
+            if not who.owns(st.uid):
                 raise E.Enotallowed(f"sticky directory: {name}")
 
     @answering
     def unlink(self, call: Call, fid: Fid, name: str, is_dir: bool | None) -> Steps[None]:
         """Remove a name in the directory `fid`; open fids of the file stay good (unlinkat(2))."""
         directory = c.as_dir(fid.file)
-        yield self._taking(call, directory, name, c.REMOVE)
+        yield self.taking(call, directory, name, c.REMOVE)
         yield directory.remove(call, name, is_dir)
 
     @answering
@@ -196,7 +214,7 @@ class TreeOps(ABC):
         if fid.way is None:
             raise E.Eperm("cannot remove the attach point")
         directory, name = fid.way.dir, fid.way.name
-        yield self._taking(call, directory, name, c.REMOVE)
+        yield self.taking(call, directory, name, c.REMOVE)
         yield directory.remove(call, name, None, fid.file)
 
     @answering
@@ -205,7 +223,7 @@ class TreeOps(ABC):
         directory, to_dir = c.as_dir(fid.file), c.as_dir(to.file)
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             raise E.Ebadarg(f"rename flags {flags}")
-        yield self._taking(call, directory, name, c.RENAME)
+        yield self.taking(call, directory, name, c.RENAME)
         yield self._replacing(call, to_dir, to_name, flags)
         yield directory.rename(call, name, to_dir, to_name, flags)
 
@@ -216,7 +234,7 @@ class TreeOps(ABC):
         if flags & RENAME_NOREPLACE or call.principal.is_superuser:
             return
         try:
-            yield self._taking(call, to, name, c.RENAME)
+            yield self.taking(call, to, name, c.RENAME)
         except E.Enonexist:
             pass  # nothing there to replace
 
@@ -228,7 +246,7 @@ class TreeOps(ABC):
         directory, name = fid.way.dir, fid.way.name
         yield self._expect(call, directory, name, fid.file)
         to_dir = c.as_dir(to.file)
-        yield self._taking(call, directory, name, c.RENAME)
+        yield self.taking(call, directory, name, c.RENAME)
         yield self._replacing(call, to_dir, to_name, flags)
         yield directory.rename(call, name, to_dir, to_name, flags)
         fid.way = Way(to.way, to_dir, to_name)
@@ -245,7 +263,7 @@ class TreeOps(ABC):
     def wstat(self, call: Call, fid: Fid, change: Change, name: str | None = None) -> Steps[None]:
         """Rename within the directory and change attributes: all of it or none (stat(5)).
 
-        A size alone, on a fid open for writing, is ftruncate(2).  Everything is checked before anything is done; the
+        A size, on a fid open for writing, is ftruncate(2); Linux sends "now" for the times with it.  Everything is checked before anything is done; the
         rename comes first because it alone can still be undone when the other fails.
         """
         if fid.is_auth or fid.xattr is not None:
@@ -260,7 +278,7 @@ class TreeOps(ABC):
                 handle is not None
                 and fid.omode & 3 in (OWRITE, ORDWR)
                 and name is None
-                and change == Change(size=change.size)
+                and _is_truncate(change)
             ):
                 yield handle.truncate(call, change.size)
                 return
@@ -290,7 +308,7 @@ class TreeOps(ABC):
         if way is None:
             raise E.Eperm("cannot rename the attach point")
         yield self._expect(call, way.dir, way.name, fid.file)
-        yield self._taking(call, way.dir, way.name, c.RENAME)
+        yield self.taking(call, way.dir, way.name, c.RENAME)
         c.check_name(name)
         yield way.dir.rename(call, way.name, way.dir, name, RENAME_NOREPLACE)
         fid.way = Way(way.up, way.dir, name)
@@ -336,6 +354,7 @@ class TreeOps(ABC):
         else:
             names: Sequence[str] = yield self.listxattr(call, fid)
             data = b"".join(n.encode("utf-8", "surrogateescape") + b"\0" for n in names)
+        self._hold_xattr(len(data))
         new = Fid(fid.file, fid.way, fid.call, fid.root)
         new.xattr = Xattr(fid.file, name, data, len(data), 0, writing=False)
         return new, len(data)
@@ -353,7 +372,20 @@ class TreeOps(ABC):
         c.need(call, c.XATTR)
         c.need(call, c.SETATTR)
         yield fid.file.access(call, W_WANT)
+        self._hold_xattr(size)
         fid.xattr = Xattr(fid.file, name, bytearray(), size, flags, writing=True)
+
+    def _hold_xattr(self, size: int) -> None:
+        if self.xattr_bytes + size > self.limits.xattr_pending_bytes_max:
+            raise E.Enomem(f"attribute fids hold {self.xattr_bytes} bytes: clunk some")
+        self.xattr_bytes += size
+
+    def discard_xattr(self, fid: Fid) -> Xattr | None:
+        """What a fid had to do with an attribute ends, and nothing is changed."""
+        xattr, fid.xattr = fid.xattr, None
+        if xattr is not None:
+            self.xattr_bytes -= xattr.size
+        return xattr
 
     def read_xattr(self, fid: Fid, offset: int, count: int) -> bytes:
         xattr = fid.xattr
@@ -375,7 +407,7 @@ class TreeOps(ABC):
 
     def commit_xattr(self, fid: Fid) -> Answer[None]:
         """The clunk of an attribute fid.  Zero bytes with XATTR_REPLACE is how Linux removes one (protocol.md D4)."""
-        xattr, fid.xattr = fid.xattr, None
+        xattr = self.discard_xattr(fid)
         if xattr is None or not xattr.writing:
             return None
         if len(xattr.data) != xattr.size:
@@ -383,6 +415,13 @@ class TreeOps(ABC):
         if xattr.size == 0 and xattr.flags & XATTR_REPLACE:
             return xattr.file.removexattr(fid.call, xattr.name)
         return xattr.file.setxattr(fid.call, xattr.name, bytes(xattr.data), xattr.flags)
+
+
+def _is_truncate(change: Change) -> bool:
+    """Nothing but a size, and the times that any truncation sets."""
+    return change.mtime_ns in (None, NOW) and change == Change(
+        size=change.size, mtime_ns=change.mtime_ns, touch_ctime=change.touch_ctime
+    )
 
 
 def _xattr_name(name: str) -> None:

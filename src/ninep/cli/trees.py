@@ -92,6 +92,7 @@ def kernel_tree(node: Node) -> Dir:
     root = synth.Dir()
     root.uid, root.gid = os.geteuid(), os.getegid()
     errors = dev.ErrorLog(node.env, node.limits)
+    node.on_error = errors.record
     root.add_child(
         "dev",
         dev.tree(
@@ -100,6 +101,7 @@ def kernel_tree(node: Node) -> Dir:
             uid=os.geteuid(),
             gid=os.getegid(),
             errors=errors,
+            sessions=node.statistics,
             env=node.env,
             limits=node.limits,
         ),

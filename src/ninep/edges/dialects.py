@@ -12,9 +12,9 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from ninep.answer import Answer, answering, then
 from ninep.edges.policy import AuthFile, Peer, Policy
-from ninep.observe import register_op
 from ninep.fid import Fid
 from ninep.file import Call, Handle
+from ninep.observe import register_op
 from ninep.proto import errors as E
 from ninep.proto import messages as m
 from ninep.proto.codec import Dialect, Message
@@ -105,6 +105,7 @@ class Adapter:
             who = self.policy.principal(self.peer, t.uname, t.n_uname)
         else:
             who = self._proven(self.fids.get(t.afid), t)
+        self.session.who = who
         call = Call(who, self.peer.pid, group=getattr(self.session.root, "group", ""), edge="9p")
         return then(self.session.attach(call, t.aname), lambda fid: self._attached(t.fid, fid))
 

@@ -19,9 +19,9 @@ import msgspec
 import trio
 
 from ninep.answer import Answer, settle
-from ninep.observe import register_op
 from ninep.file import Call
 from ninep.node import Node
+from ninep.observe import register_op
 from ninep.proto import errors as E
 from ninep.proto import fuse as p
 from ninep.session import Session
@@ -296,7 +296,9 @@ class FuseMount:
         if self._ending:
             self.device.refuse(unique, E.Eshutdown())
             return
-        asked = Asked(unique, nodeid, self.callers.call(uid, gid, pid), args)
+        call = self.callers.call(uid, gid, pid)
+        self.session.who = call.principal
+        asked = Asked(unique, nodeid, call, args)
         self.session.serve(unique, row.index, row.handler, asked, row.seconds)
 
     def _unanswered(self, opcode: int, unique: int, nodeid: int, view: memoryview, end: int) -> None:

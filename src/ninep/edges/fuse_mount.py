@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import ctypes
+import errno
 import os
 import socket
 import stat
@@ -29,7 +30,7 @@ _FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 1, 1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _MOUNT_ATTR = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8}
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
-_MNT_FORCE, _MNT_DETACH = 1, 2
+_MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,32 +50,31 @@ class MountOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Mounted:
     """A mount that we made.  `device_fd` is the caller's to close, after `unmount`."""
 
-    def __init__(self, mountpoint: str, device_fd: int, mount_fd: int, connection: int) -> None:
+    def __init__(self, mountpoint: str, device_fd: int, connection: int, *, by_helper: bool) -> None:
         self.mountpoint = mountpoint
         self.device_fd = device_fd
         self.connection = connection  # its number under /sys/fs/fuse/connections, or -1
-        self._mount_fd = mount_fd  # -1: fusermount3 made it
+        self._by_helper = by_helper
 
     def unmount(self) -> None:
         """Take the mount out of the tree, busy or not; whoever has a file open keeps it until the device is closed.
 
         Idempotent.  Raises OSError.
         """
-        fd, self._mount_fd = self._mount_fd, -1
-        if fd < 0:
+        # No descriptor of the mount is kept for this: it would make every umount(8) say "busy".  What is unmounted is
+        # what our own connection still shows at that place.
+        if self.connection < 0 or connection_of(self.mountpoint) != self.connection:
+            return
+        if self._by_helper:
             self._fusermount_unmount()
             return
         try:
-            _umount2(f"/proc/self/fd/{fd}".encode(), _MNT_DETACH)
+            _umount2(self.mountpoint.encode("utf-8", "surrogateescape"), _MNT_DETACH | _UMOUNT_NOFOLLOW)
         except OSError as e:
-            if e.errno not in (22, 2):  # EINVAL: somebody unmounted it before us
+            if e.errno not in (errno.EINVAL, errno.ENOENT):  # somebody unmounted it before us
                 raise
-        finally:
-            os.close(fd)
 
     def _fusermount_unmount(self) -> None:
-        if self.connection < 0 or connection_of(self.mountpoint) != self.connection:
-            return
         argv = [FUSERMOUNT, "-u", "-q", "-z", "--", self.mountpoint]
         done = subprocess.run(argv, capture_output=True, timeout=FUSERMOUNT_SECONDS_MAX, check=False)
         if done.returncode and connection_of(self.mountpoint) == self.connection:
@@ -138,7 +138,10 @@ def _mount_directly(mountpoint: str, directory: int, options: MountOptions) -> M
         attributes |= _MOUNT_ATTR["noexec"] if options.noexec else 0
         mount_fd = _syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
         _syscall(_MOVE_MOUNT, mount_fd, b"", directory, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
-        return Mounted(mountpoint, device, mount_fd, _connection_of_fd(mount_fd))
+        connection = _connection_of_fd(mount_fd)
+        os.close(mount_fd)  # held, it would make the mount busy: umount(8) could never end it
+        mount_fd = -1
+        return Mounted(mountpoint, device, connection, by_helper=False)
     except BaseException:
         os.close(device)  # first: whatever still refers to the mount must not wait for us
         if mount_fd >= 0:
@@ -172,7 +175,7 @@ def _mount_by_helper(mountpoint: str, directory: int, options: MountOptions) -> 
             raise E.Enotallowed(_last_line(done.stderr) or "fusermount3")
         device = receive_fd(ours)
     os.set_blocking(device, False)
-    return Mounted(mountpoint, device, -1, connection_of(mountpoint))
+    return Mounted(mountpoint, device, connection_of(mountpoint), by_helper=True)
 
 
 def receive_fd(sock: socket.socket) -> int:
@@ -199,9 +202,9 @@ def unmount(mountpoint: str, *, force: bool = False) -> None:
     if force:
         abort(connection)
     if can_mount():
-        _umount2(os.fsencode(mountpoint), _MNT_DETACH | 8 | (_MNT_FORCE if force else 0))  # 8: UMOUNT_NOFOLLOW
+        _umount2(os.fsencode(mountpoint), _MNT_DETACH | _UMOUNT_NOFOLLOW | (_MNT_FORCE if force else 0))
         return
-    Mounted(mountpoint, -1, -1, connection).unmount()
+    Mounted(mountpoint, -1, connection, by_helper=True).unmount()
 
 
 def abort(connection: int) -> bool:
