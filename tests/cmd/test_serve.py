@@ -63,7 +63,7 @@ def test_a_restart_keeps_every_identity(tmp_path: Path, sock: str) -> None:
 @pytest.mark.feature("library-reload")
 def test_a_python_tree_is_loaded_again_and_a_broken_edit_keeps_the_old_one(tmp_path: Path, sock: str) -> None:
     source = (
-        "import ninep\n\nclass Hello(ninep.Dir):\n    @ninep.text\n    def greeting(self):\n        return '{}\\n'\n"
+        "import ninep\n\nclass Hello(ninep.Dir):\n    @ninep.text()\n    def greeting(self):\n        return '{}\\n'\n"
     )
     file = tmp_path / "hello.py"
     file.write_text(source.format("one"))
