@@ -193,8 +193,6 @@ class FuseMount:
         return _own.get() is self
 
     def _refused(self, error: E.FileError) -> None:
-        if self.node.on_error is not None:
-            self.node.on_error(self.session, "fuse", error)
 
     # -- the life of a mount
 
