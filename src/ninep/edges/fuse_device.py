@@ -113,9 +113,8 @@ class Buffers:
 class Device:
     """The sink of a Session: one write(2) per answer, which never blocks.  Raises nothing."""
 
-    def __init__(self, fd: int, refused: Callable[[E.FileError], None], buffers: Buffers) -> None:
+    def __init__(self, fd: int, buffers: Buffers) -> None:
         self.fd = fd
-        self._refused = refused
         self._buffers = buffers
 
     def reply(self, key: int, message: Body) -> None:
@@ -130,7 +129,6 @@ class Device:
         self._buffers.give(buffer)
 
     def refuse(self, key: int, error: E.FileError) -> None:
-        self._refused(error)
         self.write(p.refusal(key, error.errno))
 
     def cancelled(self, key: int) -> None:
@@ -159,7 +157,7 @@ class FuseMount:
         self.buffers = Buffers(self.max_write + IN_BYTES)
         self.callers = Callers(node.env.now_ns, options.group, options.map_uid, options.map_gid)
         self.notifier = Notifier(self.fd)
-        self.device = Device(self.fd, self._refused, self.buffers)
+        self.device = Device(self.fd, self.buffers)
         self.buffer = self.buffers.take()
         self._mounted = mounted
         self._rows: dict[int, Row] = {}
@@ -191,8 +189,6 @@ class FuseMount:
     def is_own(self) -> bool:
         """Whether the code that asks runs for a request of this mount: the kernel knows what it asked for itself."""
         return _own.get() is self
-
-    def _refused(self, error: E.FileError) -> None:
 
     # -- the life of a mount
 
