@@ -19,7 +19,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     frame_seconds_max: float = 30.0  # from a frame's first byte to its last, whatever trickles between
     queued_bytes_max: int = 8 << 20  # replies not yet taken by the peer; past it, nothing more is read from it
     send_seconds_max: float = 60.0  # a peer that takes no byte of a waiting reply for so long is dropped
-    flush_reserve_bytes: int = 4096  # Rflush replies still queued past queued_bytes_max
     bad_messages_max: int = 1000  # unknown or malformed frames answered on one connection before the hang-up
 
     # Sessions
@@ -30,7 +29,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     parked_principal_max: int = 8192  # and of one principal
     fids_max: int = 65_536  # per session
     fids_node_max: int = 262_144  # per node
-    order_depth_max: int = 1024  # requests waiting for one fid's unfinished walk or open
     call_seconds_max: float = 30.0  # a request that is not a stream's and not answered by then: timed out
     close_seconds_max: float = 2.0  # a Handle.close that takes longer is abandoned
     drain_seconds_max: float = 5.0  # SIGTERM: running requests may finish for so long
@@ -41,7 +39,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     symlink_bytes_max: int = 4095  # PATH_MAX - 1
     xattr_bytes_max: int = 65_536  # XATTR_SIZE_MAX
     xattr_names_max: int = 64  # per file, on trees that store them
-    xattr_pending_max: int = 64  # unfinished Txattrcreate per session: each may hold xattr_bytes_max
+    xattr_pending_bytes_max: int = 4 << 20  # per session, values in attribute fids: to be read or being written
     locks_max: int = 1024  # byte-range locks per session
 
     # Synthetic files

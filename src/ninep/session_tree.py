@@ -96,7 +96,7 @@ class TreeOps(ABC):
                     handle: Handle = yield file.open(call, omode)
                     return self._became(fid, directory, name, file, handle, omode)
                 try:
-                    made = yield self._make(call, fid, name, perm, omode, inherit)
+                    made: tuple[Qid, int] = yield self._make(call, fid, name, perm, omode, inherit)
                     return made
                 except E.Eexist:
                     continue
@@ -274,12 +274,7 @@ class TreeOps(ABC):
             c.check_range(change.size, 0)
             if isinstance(fid.file, Dir):
                 raise E.Eisdir
-            if (
-                handle is not None
-                and fid.omode & 3 in (OWRITE, ORDWR)
-                and name is None
-                and _is_truncate(change)
-            ):
+            if handle is not None and fid.omode & 3 in (OWRITE, ORDWR) and name is None and _is_truncate(change):
                 yield handle.truncate(call, change.size)
                 return
         if change != Change(size=change.size):

@@ -215,7 +215,11 @@ class DotL(Adapter):
         fid = self.fids.get(t.fid)
         self.fids.check_free(t.newfid)
         new, size = yield self.session.xattr_walk(fid.call, fid, t.name)
-        self.fids.put(t.newfid, new)
+        try:
+            self.fids.put(t.newfid, new)
+        except E.FileError:
+            self.session.discard_xattr(new)
+            raise
         return l.Rxattrwalk(size)
 
     @handles(l.Txattrcreate, changes="fid")

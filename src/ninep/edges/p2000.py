@@ -58,13 +58,14 @@ RSTAT_BYTES_MAX = 8192  # what the Linux client has room for (protocol.md Z4)
 class DirRead:
     """Where a directory read stands: the offset that may come next, and entries not yet sent."""
 
-    __slots__ = ("cookie", "offset", "packed", "waiting")
+    __slots__ = ("cookie", "is_busy", "offset", "packed", "waiting")
 
     def __init__(self) -> None:
         self.offset = 0
         self.cookie = 0
         self.waiting: deque[Entry] = deque()
         self.packed: bytes | None = None  # the record of waiting[0], if it did not fit
+        self.is_busy = False  # a read is under way, and the tree has to wait for something
 
 
 class P2000(Adapter):
@@ -141,6 +142,18 @@ class P2000(Adapter):
             at = fid.dir_read = DirRead()
         elif offset != at.offset:
             raise E.Ediroffset(f"{offset}, expected {at.offset}")
+        elif at.is_busy:
+            raise E.Ebadusefid("another read of this directory is under way")
+        at.is_busy = True
+        try:
+            data: bytes = yield self._next_records(fid, at, count)
+        finally:
+            at.is_busy = False
+        at.offset = offset + len(data)
+        return m.Rread(data)
+
+    @answering
+    def _next_records(self, fid: Fid, at: DirRead, count: int) -> Steps[bytes]:
         out: list[bytes] = []
         room = count
         while True:
@@ -162,9 +175,7 @@ class P2000(Adapter):
                 room -= len(record)
             at.packed = None
             at.waiting.popleft()
-        data = b"".join(out)
-        at.offset = offset + len(data)
-        return m.Rread(data)
+        return b"".join(out)
 
     @answering
     def _record(self, fid: Fid, entry: Entry) -> Steps[bytes]:

@@ -27,7 +27,7 @@ from ninep.proto import errors as E
 from ninep.proto import messages as m
 from ninep.proto.codec import BadMessage, Message, UnknownMessage, not_a_request
 from ninep.proto.framing import Framer
-from ninep.proto.version import MSIZE_BYTES_MIN, error_reply, negotiate
+from ninep.proto.version import error_reply, negotiate
 from ninep.requests import Gate
 from ninep.session import Session
 
@@ -59,6 +59,7 @@ class Connection:
         self.session: Session[Message] = Session(node, root, nursery, self, edge="9p", peer=peer.text)
         self._adapter: Adapter | None = None
         self._encode = ADAPTERS["9P2000"].dialect.encode
+        self._msize = node.limits.msize_bytes_max
         self._pending: dict[int, Gate] = {}  # fids whose maker or changer has not ended
         self._pool: list[bytearray] = []
         self._lent: list[bytearray] = []
@@ -83,16 +84,19 @@ class Connection:
             self._queue(memoryview(buffer)[: m.READ_HEADER_BYTES + count])
         else:
             try:
-                self._queue(self._encode(key, message))
+                frame = self._encode(key, message)
             except E.FileError as e:  # a name or record that this dialect cannot carry
                 self.refuse(key, e)
+                return
+            if len(frame) > self._msize:
+                self.refuse(key, E.Erange(f"{len(frame)} bytes, msize {self._msize}"))
+            else:
+                self._queue(frame)
 
     def refuse(self, key: int, error: E.FileError) -> None:
         adapter = self._adapter
         dialect = adapter.dialect if adapter is not None else ADAPTERS["9P2000"].dialect
         self._queue(dialect.encode(key, error_reply(dialect, error)))
-        if self.node.on_error is not None:
-            self.node.on_error(self.session, "9p", error)
 
     def cancelled(self, key: int) -> None:
         """A flushed request is answered by its Rflush alone."""
@@ -259,12 +263,12 @@ class Connection:
         agreed = negotiate(t.version, t.msize, limits.msize_bytes_max)
         if agreed.dialect is None:
             self._adapter = None
-            self.framer.limit = limits.first_message_bytes_max
+            self.framer.limit = self._msize = limits.first_message_bytes_max
         else:
             kind = ADAPTERS[agreed.dialect.name]
             self._adapter = kind(self.session, self.policy, self.peer, agreed.msize, self.lend)
             self._encode = kind.dialect.encode
-            self.framer.limit = max(agreed.msize, MSIZE_BYTES_MIN)
+            self.framer.limit = self._msize = agreed.msize
         self.reply(tag, m.Rversion(agreed.msize, agreed.version))
 
     @property
