@@ -92,41 +92,45 @@ def attach(core: Core, aname: str, n_uname: int = NONUNAME) -> Flow[tuple[int, Q
 def walk(core: Core, fid: int, names: Sequence[str]) -> Flow[tuple[int, list[Qid]]]:
     """A new fid for what is found down the names, and the qid of each; no names: a copy of fid.
 
-    More than MAXWELEM names travel in several Twalks.  The error is the one of the name that failed.
+    More than MAXWELEM names travel in several Twalks.  The error is the one of the name that failed: when a walk stops
+    short, the server is asked again for the names that exist, and then for the next one alone.
     """
+    at = fid
+    qids: list[Qid] = []
+    plan: list[int] = []
+    try:
+        while True:
+            leg = names[len(qids) : len(qids) + (plan.pop(0) if plan else MAXWELEM)]
+            new, found = yield from _walk_leg(core, at, leg)
+            if len(found) < len(leg):
+                if not found:
+                    raise E.Enonexist(leg[0])
+                plan = [len(found), 1]
+                continue
+            if at != fid:
+                core.clunk_soon(at)
+            at = new
+            qids += found
+            if len(qids) == len(names):
+                return at, qids
+    except BaseException as e:
+        if at != fid:
+            core.clunk_soon(at)
+        raise _about(e, names[len(qids)] if names else "")
+
+
+def _walk_leg(core: Core, fid: int, names: Sequence[str]) -> Flow[tuple[int, Sequence[Qid]]]:
+    """One Twalk, always to a new fid: in place, servers disagree about where a walk that stops short leaves it."""
     new = core.new_fid()
-    first = names[:MAXWELEM]
-    pending = core.submit(M.Twalk(fid, new, tuple(first)), makes=new)
+    pending = core.submit(M.Twalk(fid, new, tuple(names)), makes=new)
     try:
-        reply = yield pending
-    except BaseException as e:
+        found = as_reply((yield pending), M.Rwalk).wqid
+    except BaseException:
         core.discard(pending)
-        raise _about(e, first[0] if first else "")
-    qids = list(as_reply(reply, M.Rwalk).wqid)
-    if len(qids) < len(first):
-        core.clunk_soon(new)  # it has made nothing (walk(5)), but diod keeps the fid; Linux clunks it too
-        if not qids:
-            raise E.Enonexist(first[0])
-        new, some = yield from walk(core, fid, names[: len(qids)])
-        qids = list(some)
-    try:
-        while len(qids) < len(names):
-            stopped = len(first) and len(qids) < len(first)
-            rest = names[len(qids) : len(qids) + (1 if stopped else MAXWELEM)]
-            reply = yield core.submit(M.Twalk(new, new, tuple(rest)))
-            more = as_reply(reply, M.Rwalk).wqid
-            if not more:
-                raise E.Enonexist(rest[0])
-            if len(more) < len(rest):  # in place, and stopped short: new has not moved
-                reply = yield core.submit(M.Twalk(new, new, tuple(rest[: len(more)])))
-                qids += as_reply(reply, M.Rwalk).wqid
-                reply = yield core.submit(M.Twalk(new, new, (rest[len(more)],)))
-                more = as_reply(reply, M.Rwalk).wqid
-            qids += more
-    except BaseException as e:
-        core.clunk_soon(new)
-        raise _about(e, names[min(len(qids), len(names) - 1)])
-    return new, qids
+        raise
+    if len(found) < len(names):
+        core.clunk_soon(new)  # nothing was made (walk(5)), but diod keeps the fid; Linux clunks it too
+    return new, found
 
 
 def _about(e: BaseException, name: str) -> BaseException:
