@@ -216,6 +216,7 @@ class CtlFile(SynthFile):
         """O_TRUNC may come as a size: it is ignored, and nothing else can be changed."""
         if change.perm is not None or change.uid is not None or change.gid is not None:
             raise E.Eperm
+        return None
 
     def open(self, call: Call, omode: int) -> Answer[Handle]:
         self.check_alive()
