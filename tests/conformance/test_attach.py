@@ -149,6 +149,27 @@ async def test_a_finished_afid_serves_two_attaches_and_dies_with_the_session() -
             await c.rpc(m.Tattach(1, 9, "alice", "", NONUNAME))
 
 
+@pytest.mark.conformance(52)
+async def test_a_proof_serves_only_where_for_whom_and_while_it_was_made() -> None:
+    async with serving(ram.tree()) as server:
+        c, other = locked(server), locked(server)
+        await c.version()
+        await other.version()
+        await authenticated(c)
+        attach = m.Tattach(1, 9, "alice", "", NONUNAME)
+        with pytest.raises(Refused):
+            await other.rpc(attach)  # the same bytes on another connection
+        await other.rpc(m.Tauth(9, "alice", ""))
+        with pytest.raises(Refused):
+            await other.rpc(attach)  # begun there, and not finished
+        with pytest.raises(Refused):
+            await c.rpc(m.Tattach(1, 9, "bob", "", NONUNAME))  # changed
+        await c.rpc(attach)
+        await c.clunk(9)
+        with pytest.raises(Refused):
+            await c.rpc(m.Tattach(2, 9, "alice", "", NONUNAME))  # late
+
+
 @pytest.mark.conformance(49)
 @pytest.mark.parametrize(
     ("peer", "n_uname", "uid"),
