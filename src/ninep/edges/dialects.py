@@ -193,5 +193,6 @@ class Adapter:
         try:
             yield self.session.remove(fid.call, fid)
         finally:
+            self.session.discard_xattr(fid)  # an attribute is committed by a clunk alone
             yield self.session.clunk(fid)
         return m.Rremove()
