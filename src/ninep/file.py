@@ -360,7 +360,7 @@ def permit_change(who: Principal, st: Stat, change: Change) -> None:
         if time != NOW:
             raise E.Enotallowed("utimes: not the owner")
         permit(who, st, W_WANT)
-    if change.size is not None:
+    if change.size is not None or (change.touch_ctime and not owns):
         permit(who, st, W_WANT)
 
 
