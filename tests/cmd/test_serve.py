@@ -148,6 +148,7 @@ def test_socket_activation_takes_the_sockets_that_a_parent_listens_on(tmp_path: 
         with start(argv, listen=f"9p+unix://{path}", pass_fds=(listener.fileno(),)):
             assert ninep("write", "--create", f"9p+unix://{path}//f", "x").code == 0
             assert ninep("ls", f"9p+unix://{path}").out == "f\n"
+        assert os.path.exists(path)  # the service manager's, for the next start
 
 
 @pytest.mark.feature("systemd")

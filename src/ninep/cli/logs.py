@@ -5,8 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+from collections.abc import Callable
+
+from ninep.observe import SEVERITIES
 
 from .output import escaped
+
+MESSAGE_CHARS_MAX = 1024
 
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
@@ -42,6 +48,24 @@ def set_level(level: str, *, quiet: bool = False, verbose: int = 0) -> None:
     logging.getLogger().setLevel(number if isinstance(number, int) else logging.INFO)
 
 
+class _ToTree(logging.Handler):
+    """Gives each record to /dev/log too.  Only from the thread that serves: streams are not for two threads."""
+
+    def __init__(self, add: Callable[[str, str, str], None]) -> None:
+        super().__init__()
+        self._add = add
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if threading.current_thread() is threading.main_thread():
+            severity = record.levelname.lower()
+            self._add(severity if severity in SEVERITIES else "error", "ninep", record.getMessage()[:MESSAGE_CHARS_MAX])
+
+
+def also_to(add: Callable[[str, str, str], None]) -> None:
+    """From now on `add(severity, who, message)` hears every record."""
+    logging.getLogger().addHandler(_ToTree(add))
+
+
 def to_syslog() -> None:
     """A process without a terminal: records go to the system's log, where there is one."""
     from logging.handlers import SysLogHandler
@@ -54,4 +78,4 @@ def to_syslog() -> None:
         except OSError:
             pass
     handler.setFormatter(_Formatter(for_journal=False))
-    root.handlers[:] = [handler]
+    root.handlers[:] = [handler, *(held for held in root.handlers if isinstance(held, _ToTree))]

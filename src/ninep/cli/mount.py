@@ -28,6 +28,7 @@ from ninep.proto import errors as E
 from . import logs
 from .failure import FAILED, NOT_FOUND, OK, UNREACHABLE, Failure, Refusal, UsageError, from_error, tell
 from .mountopts import Options, parse_options, with_query
+from .notify import notify
 from .output import Output
 from .serve import lasting_key
 from .settings import read_config
@@ -74,6 +75,7 @@ def mount(args: argparse.Namespace, output: Output) -> int:
 
 
 def _say(plan: Plan, output: Output) -> None:
+    notify("READY=1")
     if output.is_json:
         output.json({"mounted": plan.directory, "source": plan.source, "pid": os.getpid()})
         output.flush()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from ninep.limits import DEFAULT, Limits
 from ninep.proto import errors as E
 
+from . import logs
 from .failure import FAILED, NOT_FOUND, REFUSED, Failure, Refusal, UsageError, from_error
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def kernel_tree(node: Node) -> Dir:
     root.uid, root.gid = os.geteuid(), os.getegid()
     errors = dev.ErrorLog(node.env, node.limits)
     node.on_error = errors.record
+    lines = dev.Log(node.env, node.limits)
+    logs.also_to(lines.add)
     root.add_child(
         "dev",
         dev.tree(
@@ -100,6 +103,7 @@ def kernel_tree(node: Node) -> Dir:
             sysname=os.uname().nodename,
             uid=os.geteuid(),
             gid=os.getegid(),
+            log=lines,
             errors=errors,
             sessions=node.statistics,
             env=node.env,
