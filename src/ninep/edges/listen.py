@@ -15,6 +15,7 @@ import signal
 import socket
 import stat
 import struct
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ SWEEP_SECONDS = 5.0  # how long an idle connection may keep large buffers
 RETRY_SECONDS = 0.1  # after an accept that failed for want of descriptors or memory
 OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
+# Sockets whose names we made, and take away again; a service manager's stay for the next start.
+_named_by_us: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def is_loopback(address: Address) -> bool:
@@ -102,6 +105,7 @@ def bind_unix(path: str, socket_mode: int = 0o600) -> socket.socket:
         raise
     finally:
         os.umask(old)
+    _named_by_us.add(sock)
     sock.listen(BACKLOG)
     return sock
 
@@ -265,10 +269,10 @@ class Server:
 
 
 def _close_listener(sock: socket.socket) -> None:
-    """Close, and remove the name of a Unix socket that is still ours."""
+    """Close, and remove the name of a Unix socket if bind_unix made it."""
     if sock.fileno() < 0:
         return
-    name = sock.getsockname() if sock.family == socket.AF_UNIX else ""
+    name = sock.getsockname() if sock in _named_by_us else ""
     sock.close()
     if isinstance(name, str) and name:
         with contextlib.suppress(OSError):
