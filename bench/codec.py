@@ -1,7 +1,4 @@
-"""What does it cost to read or write one 9P message?  Nanoseconds, the best of seven rounds, call included.
-
-python bench/codec.py
-"""
+"""What does it cost to read or write one 9P message?  Nanoseconds, the best of seven rounds, call included."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import threading
 import time
 import timeit
 
+from bench.measure import Bench, Row
 from ninep.proto.codec import Message
 from ninep.proto.dotl import Rgetattr, Tgetattr, Tlopen
 from ninep.proto.framing import Framer
@@ -34,8 +32,7 @@ def nanoseconds(call: object, calls: int = CALLS) -> float:
     return min(timeit.repeat(call, number=calls, repeat=ROUNDS)) / calls * 1e9  # type: ignore[arg-type]  # a callable
 
 
-def messages() -> None:
-    print(f"{'message':28} {'decode':>8} {'encode':>8}   ns")
+def messages(bench: Bench) -> None:
     for msg in MESSAGES:
         frame = memoryview(DOTL.encode(1, msg))
         decode = DOTL.decode_reply if msg.number % 2 else DOTL.decode
@@ -43,15 +40,18 @@ def messages() -> None:
         writing = nanoseconds(lambda msg=msg: DOTL.encode(1, msg))
         names = getattr(msg, "wname", ())
         label = type(msg).__name__ + (f" {len(names)} names" if isinstance(msg, Twalk) else "")
-        print(f"{label:28} {reading:8.0f} {writing:8.0f}")
-    print(f"{'header of an Rread':28} {'':8} {nanoseconds(lambda: read_header(1, 4096)):8.0f}")
+        bench.add(Row(f"codec: decode {label}", reading, "ns"))
+        bench.add(Row(f"codec: encode {label}", writing, "ns"))
+    bench.add(Row("codec: encode header of an Rread", nanoseconds(lambda: read_header(1, 4096)), "ns"))
     entries = [Entry(f"file{i}", QID, 8, i + 1) for i in range(100)]
     raw, _ = pack_dirents(entries, MIB)
     unpacking = nanoseconds(lambda: unpack_dirents(raw), 500) / 100
-    print(f"{'directory entry':28} {unpacking:8.0f} {nanoseconds(lambda: pack_dirents(entries, MIB), 500) / 100:8.0f}")
+    packing = nanoseconds(lambda: pack_dirents(entries, MIB), 500) / 100
+    bench.add(Row("codec: decode a directory entry", unpacking, "ns"))
+    bench.add(Row("codec: encode a directory entry", packing, "ns"))
 
 
-def frames() -> None:
+def frames(bench: Bench) -> None:
     """Small frames out of one buffer, and large ones out of a socket."""
     stream = DOTL.encode(1, Tread(1, 0, 4096)) * 2800
     framer = Framer(MIB)
@@ -65,16 +65,21 @@ def frames() -> None:
         for start, end in framer.frames():
             DOTL.decode(framer.view, start, end)
 
-    print(f"\nframe and decode a Tread, 2800 in a segment: {nanoseconds(turn, 20) / 2800:.0f} ns each")
+    bench.add(Row("codec: frame and decode a Tread, 2800 in a segment", nanoseconds(turn, 20) / 2800, "ns"))
     for size in (65_536, 524_288, MIB):
         used = receive_writes(DOTL.encode(1, Twrite(1, 0, bytes(size - 23))), 256 * MIB // size)
-        print(f"receive Twrites of {size:8} bytes: {used / 256 * 1e6:.0f} us of this thread's CPU per MiB")
+        bench.add(Row(f"codec: receive and decode Twrites of {size >> 10} KiB", used / 256 * 1e6, "us/MiB"))
 
 
 def receive_writes(frame: bytes, count: int) -> float:
     """CPU seconds to receive `count` frames from a socket."""
     near, far = socket.socketpair()
-    sender = threading.Thread(target=lambda: [far.sendall(frame) for _ in range(count)])
+
+    def send() -> None:
+        for _ in range(count):
+            far.sendall(frame)
+
+    sender = threading.Thread(target=send)
     sender.start()
     framer = Framer(MIB)
     before = time.thread_time()
@@ -91,6 +96,6 @@ def receive_writes(frame: bytes, count: int) -> float:
     return used
 
 
-if __name__ == "__main__":
-    messages()
-    frames()
+def measure(bench: Bench) -> None:
+    messages(bench)
+    frames(bench)
