@@ -6,6 +6,9 @@ Imports only what finding a verb takes: the verb's own module comes last, so tha
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,7 +22,21 @@ _FRONT_HELP = ("-h", "--help", "help")
 
 def front(argv: Sequence[str]) -> int:
     """`ninep ARGV`: the exit code."""
-    return _guarded("ninep", "", list(argv), _front)
+    code = _guarded("ninep", "", list(argv), _front)
+    verb = verbs.find(next((word for word in argv if not word.startswith("-")), ""))
+    if verb is not None and verb.is_client:
+        # Everything is written and hung up: taking the interpreter apart piece by piece would only cost time.
+        _flush_last()
+        os._exit(code)
+    return code
+
+
+def _flush_last() -> None:
+    for file in (sys.stdout, sys.stderr):
+        try:
+            file.flush()
+        except OSError:
+            pass
 
 
 def program(name: str, argv: Sequence[str]) -> int:
@@ -64,12 +81,34 @@ def run(verb: Verb, argv: list[str]) -> int:
         return _print(help_of(verb))
     args = parse(verb, argv)
     output = Output(is_json=args.json, raw=getattr(args, "raw", False), quiet=args.quiet, verbose=args.verbose)
-    module, _, function = verb.run.partition(":")
-    runner: Runner = getattr(__import__(module, fromlist=[function]), function)
+    runner = _runner(verb)
     try:
         return runner(args, output)
     finally:
         output.flush()
+
+
+def _runner(verb: Verb) -> Runner:
+    """The verb's function, imported now.  Half of what a client verb takes is importing, so two things are put off for
+    these short-lived processes: collecting garbage among what is imported, and typing_extensions, which msgspec would
+    take if it were installed, and does without where it is not."""
+    module, _, function = verb.run.partition(":")
+    if not verb.is_client:
+        runner: Runner = getattr(importlib.import_module(module), function)
+        return runner
+    gc.disable()
+    is_absent = "typing_extensions" not in sys.modules
+    if is_absent:
+        sys.modules["typing_extensions"] = None  # type: ignore[assignment]  # "not there" (importlib)
+    try:
+        runner = getattr(importlib.import_module(module), function)
+        importlib.import_module("ninep.edges.blocking")
+    finally:
+        if is_absent:
+            del sys.modules["typing_extensions"]
+        gc.freeze()
+        gc.enable()
+    return runner
 
 
 def _guarded(name: str, verb: str, argv: list[str], body: Callable[[list[str]], int]) -> int:

@@ -23,9 +23,15 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, hint=f"'{self.title} --help'")
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    # argparse makes one for every argument added, only to check its metavar; without a width each start would import
+    # shutil, bz2 and lzma to ask the terminal.
+    return argparse.HelpFormatter(prog, width=80)
+
+
 def parser_of(verb: Verb) -> argparse.ArgumentParser:
     """The parser of one verb.  Abbreviated options are refused: a script must not break when an option is added."""
-    parser = _Parser(prog=verb.title, add_help=False, allow_abbrev=False)
+    parser = _Parser(prog=verb.title, add_help=False, allow_abbrev=False, formatter_class=_formatter)
     parser.title = verb.title
     for arg in verb.all_args():
         _add(parser, arg)
