@@ -9,9 +9,10 @@ FILES
     server follows none, the client may.  Mount points inside are names without content, unless cross_mounts.
 
 OWNERSHIP
-    squash   Everything is done as the server's own user, whoever asks; stat shows the real owners.  New files get
-             mode & 0777 & ~umask.  Set-id and sticky bits cannot be set, a write takes set-id bits away, chown is
-             refused.  A server that runs as root therefore serves as root: run it as the user whose files these are.
+    squash   Everything is done as the server's own user; stat shows the real owners.  Whoever is not that user (or
+             root), provenly, may besides only what the file's permission bits give to him: over plain TCP, where
+             everybody is `none`, that is what everyone may.  New files get mode & 0777 & ~umask and are the server's.
+             Set-id and sticky bits cannot be set, a write takes set-id bits away, chown is refused.
     native   For a root server on a unix socket or FUSE: each operation is done with the caller's file system uid, gid
              and groups, and the kernel judges.  A caller without proof is nobody (65534), never root.
 

@@ -201,12 +201,19 @@ class Node(File):
         )  # fmt: skip
 
     def access(self, call: Call, want: int) -> Answer[None]:
-        """Nothing: the kernel judges, as the server's user (squash) or the caller (native)."""
-        return None
+        """Under squash, nobody gets more of the server's authority than the file's own bits give him as another user.
+
+        The server's own user and root may all that the server may; native asks the kernel, as the caller.
+        """
+        return None if self._acts_as_asked(call) else super().access(call, want)
 
     def may_wstat(self, call: Call, change: Change) -> Answer[None]:
-        """Nothing: wstat itself judges, all of it before any of it."""
-        return None
+        """As access; wstat itself judges the rest, all of it before any of it."""
+        return None if self._acts_as_asked(call) else super().may_wstat(call, change)
+
+    def _acts_as_asked(self, call: Call) -> bool:
+        who = call.principal
+        return self.export.native or who.owns(self.export.uid) or who.is_superuser
 
     def wstat(self, call: Call, change: Change) -> Answer[None]:
         if change.is_empty:
@@ -259,7 +266,10 @@ class Node(File):
         if times and change.size is not None and change.mtime_ns is not None:
             sys.utimens(held.fd, None, change.mtime_ns)  # the truncation moved it again
         if change.touch_ctime and not undo and change.size is None:
-            os.chmod(path, _s.S_IMODE(old.st_mode))
+            if self.kind == _s.S_IFLNK:  # has no mode to set
+                os.chown(path, -1, -1)
+            else:
+                os.chmod(path, _s.S_IMODE(old.st_mode))
 
     def mode_of(self, perm: int) -> int:
         """The mode that a request for `perm` may set: set-id and sticky bits are the kernel's matter in native only."""

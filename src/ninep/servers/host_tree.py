@@ -64,6 +64,7 @@ class Export:
         self.openat2 = sys.have_openat2()
         # The kernel takes set-id bits away on a write, unless the writer has CAP_FSETID: then this server does it.
         self.keeps_setid = sys.has_capability(sys.CAP_FSETID)
+        self.uid = os.geteuid()
         self.umask = sys.umask()
         self.warm = Warm(share_of_descriptors(limits.host_fds_share))
         self.lock = threading.RLock()  # one node per identity: interning happens on worker threads too
