@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from ninep.answer import Answer, answering, then
+from ninep.answer import Answer, answering, settle, then
 from ninep.edges.policy import AuthFile, Peer, Policy
 from ninep.fid import Fid
 from ninep.file import Call, Handle
@@ -70,6 +70,7 @@ class Adapter:
         self.peer = peer
         self.count_max = msize - IOHDRSZ
         self.lend = lend
+        self.owed_bytes = 0  # what positional reads that have to wait may still bring
         self.rows: dict[int, Row] = {}
         for name in dir(type(self)):
             row = getattr(getattr(type(self), name), "__dict__", {}).get("row")
@@ -158,16 +159,34 @@ class Adapter:
         fid = self.fids.get(t.fid)
         count = t.count if t.count < self.count_max else self.count_max
         handle = fid.handle
-        if count >= INTO_BYTES_MIN and handle is not None and not handle.stream:
-            if type(handle).read_into is not Handle.read_into:
+        if handle is None or handle.stream:
+            data = self.session.read(fid.call, fid, t.offset, count)
+            return m.Rread(data) if type(data) is bytes else then(data, m.Rread)
+        if count >= INTO_BYTES_MIN:
+            if self.owed_bytes > self.session.limits.queued_bytes_max:
+                count = INTO_BYTES_MIN - 1  # a short read: a thousand that wait must not hold a thousand times msize
+            elif type(handle).read_into is not Handle.read_into:
                 buffer = self.lend(count + m.READ_HEADER_BYTES)
                 view = memoryview(buffer)[m.READ_HEADER_BYTES : m.READ_HEADER_BYTES + count]
                 got = self.session.read_into(fid.call, fid, t.offset, view)
-                return then(got, lambda n: Lent(buffer, n))
+                if type(got) is int:
+                    return Lent(buffer, got)
+                return self._owed(count, then(got, lambda n: Lent(buffer, n)))
         data = self.session.read(fid.call, fid, t.offset, count)
         if type(data) is bytes:
             return m.Rread(data)
-        return then(data, m.Rread)
+        return self._owed(count, then(data, m.Rread))
+
+    def _owed(self, count: int, answer: Answer[Message]) -> Answer[Message]:
+        """A read that waits, and until it ends counts against what may be queued for the peer."""
+        self.owed_bytes += count
+        return self._paid(count, answer)
+
+    async def _paid(self, count: int, answer: Answer[Message]) -> Message:
+        try:
+            return await settle(answer)
+        finally:
+            self.owed_bytes -= count
 
     @handles(m.Twrite, parks=True)
     def write(self, t: m.Twrite) -> Answer[Message]:

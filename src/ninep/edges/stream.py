@@ -182,10 +182,7 @@ class Connection:
                 raise not_a_request(number, view[start + 5] | view[start + 6] << 8)
             tag, message = decoder(view, start, end)
         except (BadMessage, UnknownMessage) as bad:
-            self._bad += 1
-            if self._bad > self.node.limits.bad_messages_max:
-                raise E.ProtocolError(f"{self._bad} bad messages") from None
-            self.refuse(bad.tag, bad.error)
+            self._refuse_bad(bad)
             return None
         session = self.session
         requests = session.requests
@@ -208,6 +205,12 @@ class Connection:
         if number == m.Twrite.number and tag in requests:
             self.framer.detach()  # the request keeps its data for as long as it runs
         return None
+
+    def _refuse_bad(self, bad: BadMessage | UnknownMessage) -> None:
+        self._bad += 1
+        if self._bad > self.node.limits.bad_messages_max:
+            raise E.ProtocolError(f"{self._bad} bad messages") from None
+        self.refuse(bad.tag, bad.error)
 
     def _ordered(self, handler: Handler, names: tuple[str, ...], message: Message) -> Handler:
         """The handler, after every unfinished request that makes or changes a fid that the message names."""
@@ -245,7 +248,13 @@ class Connection:
 
     def _version(self, start: int, end: int) -> Coroutine[Any, Any, None] | None:
         dialect = ADAPTERS["9P2000"].dialect
-        tag, t = dialect.decode_t[TVERSION](self.framer.view, start, end)
+        try:
+            tag, t = dialect.decode_t[TVERSION](self.framer.view, start, end)
+        except BadMessage as bad:
+            if self._adapter is None:
+                raise E.ProtocolError(f"not a Tversion: {bad.error}") from None
+            self._refuse_bad(bad)
+            return None
         assert isinstance(t, m.Tversion)
         answer = self.session.reset()
         self._pending.clear()
@@ -316,20 +325,24 @@ async def _receive(connection: Connection, wire: Wire) -> None:
             return
         framer.received(n)
         connection.is_active = connection.is_dispatching = True
-        for start, end in framer.frames():
-            later = connection.dispatch(start, end)
-            if later is not None:
-                await later
-            in_turn += 1
-            if in_turn >= FRAMES_PER_TURN or connection.out_bytes > limits.queued_bytes_max:
-                in_turn = 0
-                connection.is_dispatching = False
-                connection.send_some(wire)
-                if connection.out_bytes > limits.queued_bytes_max:
-                    await connection.room()
-                else:
-                    await trio.lowlevel.checkpoint()
-                connection.is_dispatching = True
+        try:
+            for start, end in framer.frames():
+                later = connection.dispatch(start, end)
+                if later is not None:
+                    await later
+                in_turn += 1
+                if in_turn >= FRAMES_PER_TURN or connection.out_bytes > limits.queued_bytes_max:
+                    in_turn = 0
+                    connection.is_dispatching = False
+                    connection.send_some(wire)
+                    if connection.out_bytes > limits.queued_bytes_max:
+                        await connection.room()
+                    else:
+                        await trio.lowlevel.checkpoint()
+                    connection.is_dispatching = True
+        except E.ProtocolError:
+            connection.send_some(wire)  # what came before the offence has been answered
+            raise
         connection.is_dispatching = False
         if connection.out:
             connection.send_some(wire)
