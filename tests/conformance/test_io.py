@@ -85,7 +85,8 @@ async def test_unknown_bits_in_an_open_mode_are_refused(dialect: str) -> None:
     async with one(dialect) as (_, c):
         await put(c, "f", b"content")
         await c.walk(0, 1, "f")
-        for bit in (0x04, 0x08, 0x20, 0x80):
+        # The Linux client says O_APPEND to a .u server as 0x80.
+        for bit in (0x04, 0x08, 0x20) if dialect == "9P2000.u" else (0x04, 0x08, 0x20, 0x80):
             with refuses(E.Ebadarg):
                 await c.open(1, bit)
             await c.walk(0, 2)

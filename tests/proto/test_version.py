@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ninep.proto.codec import Dialect
 from ninep.proto.dotl import Rlerror
-from ninep.proto.errors import Enonexist, Eperm
+from ninep.proto.errors import Ebadctl, Enonexist, Eperm
 from ninep.proto.messages import Rerror, Tversion
 from ninep.proto.version import (
     DIALECTS,
@@ -112,6 +112,7 @@ def test_Tversion_reads_the_same_in_every_dialect() -> None:
 
 @pytest.mark.feature("error-table")
 def test_a_refusal_has_the_form_of_its_dialect() -> None:
-    assert P2000.encode(1, error_reply(P2000, Eperm("bob")))[9:] == b"permission denied: bob"
+    assert P2000.encode(1, error_reply(P2000, Eperm("bob")))[9:] == b"permission denied"  # in the table of Linux
+    assert P2000.encode(1, error_reply(P2000, Ebadctl("bob")))[9:] == b"bad process or channel control request: bob"
     assert error_reply(DOTU, Enonexist("bob")) == Rerror("file does not exist: bob", 2)
     assert error_reply(DOTL, Enonexist("bob")) == Rlerror(2)

@@ -33,6 +33,7 @@ from ninep.proto.types import (
     DMSOCKET,
     DMSYMLINK,
     DMTMP,
+    OAPPEND,
     OFFSET_MAX,
     OTRUNC,
     UNKNOWN_ID,
@@ -48,6 +49,7 @@ from ninep.proto.version import P2000 as P2000_DIALECT
 from ninep.session import Steps
 
 MODE_BITS = 3 | OTRUNC | RCLOSE
+MODE_BITS_DOTU = MODE_BITS | OAPPEND  # the Linux client says O_APPEND with Plan 9's number for it
 DM_2000 = DMDIR | DMAPPEND | DMEXCL | DMAUTH | DMTMP | 0o777
 DM_SPECIAL = DMSYMLINK | DMLINK | DMDEVICE | DMNAMEDPIPE | DMSOCKET
 DM_DOTU = DM_2000 | DM_SPECIAL | DMSETUID | DMSETGID | DMSETVTX
@@ -58,10 +60,11 @@ RSTAT_BYTES_MAX = 8192  # what the Linux client has room for (protocol.md Z4)
 class DirRead:
     """Where a directory read stands: the offset that may come next, and entries not yet sent."""
 
-    __slots__ = ("cookie", "is_busy", "offset", "packed", "waiting")
+    __slots__ = ("cookie", "is_busy", "left", "offset", "packed", "waiting")
 
     def __init__(self) -> None:
         self.offset = 0
+        self.left = 0  # what the last reply left free of the count that was asked for
         self.cookie = 0
         self.waiting: deque[Entry] = deque()
         self.packed: bytes | None = None  # the record of waiting[0], if it did not fit
@@ -76,13 +79,13 @@ class P2000(Adapter):
 
     @handles(m.Topen, changes="fid", parks=True)
     def open(self, t: m.Topen) -> Answer[Message]:
-        _check_mode(t.mode)
+        _check_mode(t.mode, dotu=self.dotu)
         fid = self.fids.get(t.fid)
         return then(self.session.open(fid.call, fid, t.mode), lambda got: m.Ropen(*got))
 
     @handles(m.Tcreate, changes="fid")
     def create(self, t: m.Tcreate) -> Answer[Message]:
-        _check_mode(t.mode)
+        _check_mode(t.mode, dotu=self.dotu)
         if t.perm & ~(DM_DOTU if self.dotu else DM_2000) or t.perm & DMAUTH:
             raise E.Ebadarg(f"permission word {t.perm:#o}")
         fid = self.fids.get(t.fid)
@@ -134,7 +137,12 @@ class P2000(Adapter):
 
     @answering
     def _read_dir(self, fid: Fid, offset: int, count: int) -> Steps[Message]:
-        """Whole records only; the offset is 0 or where the last read ended (read(5))."""
+        """Whole records only; the offset is 0 or where the last read ended (read(5)).
+
+        A count too small for the next record is an error, since an empty reply means the end.  But the Linux client
+        fills one buffer with several reads (p9_client_read): when it asks for what the last reply left free, empty is
+        the answer that it takes for a full buffer, and it comes back with a fresh one.
+        """
         at = fid.dir_read
         if offset == 0 or not isinstance(at, DirRead):
             if offset:
@@ -145,15 +153,17 @@ class P2000(Adapter):
         elif at.is_busy:
             raise E.Ebadusefid("another read of this directory is under way")
         at.is_busy = True
+        is_rest = offset != 0 and 0 < count == at.left
         try:
-            data: bytes = yield self._next_records(fid, at, count)
+            data: bytes = yield self._next_records(fid, at, count, is_rest)
         finally:
             at.is_busy = False
         at.offset = offset + len(data)
+        at.left = count - len(data) if data else 0
         return m.Rread(data)
 
     @answering
-    def _next_records(self, fid: Fid, at: DirRead, count: int) -> Steps[bytes]:
+    def _next_records(self, fid: Fid, at: DirRead, count: int, may_be_empty: bool) -> Steps[bytes]:
         out: list[bytes] = []
         room = count
         while True:
@@ -167,7 +177,7 @@ class P2000(Adapter):
                 at.packed = yield self._record(fid, at.waiting[0])
             record = at.packed
             if len(record) > room:
-                if not out:
+                if not out and not may_be_empty:
                     raise E.Esmall(f"directory entry of {len(record)} bytes")
                 break
             if record:
@@ -308,8 +318,8 @@ def _seconds(ns: int) -> int:
     return min(max(ns // 1_000_000_000, 0), 0xFFFFFFFE)
 
 
-def _check_mode(mode: int) -> None:
-    if mode & ~MODE_BITS:
+def _check_mode(mode: int, *, dotu: bool) -> None:
+    if mode & ~(MODE_BITS_DOTU if dotu else MODE_BITS):
         raise E.Ebadarg(f"open mode {mode:#x}")
 
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from ninep.proto import dotl as _dotl
 from ninep.proto import messages as _messages
 from ninep.proto.codec import Dialect, In, Message
-from ninep.proto.errors import FileError
+from ninep.proto.errors import LINUX_TEXTS, FileError
 
 UNKNOWN: Final = "unknown"
 MSIZE_BYTES_MIN: Final = 256  # below this not even a Twalk of one name fits; lib9p draws the line here too
@@ -77,7 +77,13 @@ LEGAL: Final[Mapping[Phase, frozenset[int]]] = {
 
 
 def error_reply(dialect: Dialect, error: FileError) -> Message:
-    """The message that carries a refusal in this dialect: text, text and number, or number."""
+    """The message that carries a refusal in this dialect: text, text and number, or number.
+
+    Without a number, the Linux client looks the whole text up in its own table: what follows the colon is left out
+    where that table has the row.
+    """
     if dialect.mark is In.DOTL:
         return _dotl.Rlerror(error.errno)
+    if dialect.mark is In.P2000 and error.text in LINUX_TEXTS:
+        return _messages.Rerror(error.text, error.errno)
     return _messages.Rerror(error.ename, error.errno)
