@@ -10,7 +10,7 @@ import os
 import re
 import stat as _s
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -82,16 +82,6 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client: ClientTable = ClientTable()
     log: LogTable = LogTable()
     limits: LimitsTable = LimitsTable()
-
-
-def default_path(env: Mapping[str, str] = os.environ) -> str:
-    """NINEP_CONFIG, else the file in $XDG_CONFIG_HOME/ninep; root's is in /etc/ninep."""
-    if named := env.get("NINEP_CONFIG"):
-        return named
-    if os.geteuid() == 0:
-        return "/etc/ninep/config.toml"
-    base = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME", "/"), ".config")
-    return os.path.join(base, "ninep", "config.toml")
 
 
 def load(path: str) -> Config:

@@ -402,3 +402,15 @@ def test_sec_75_a_servers_words_in_an_error_are_one_harmless_line(url: str) -> N
     ran = ninep("cat", f"{url}//%1B%5B31m%0Ano")
     assert ran.code in (2, 3)
     assert "\x1b" not in one_line(ran.err)
+
+
+@pytest.mark.slow
+@pytest.mark.feature("client-no-trio")
+def test_cat_of_a_small_file_takes_no_time_worth_noticing(base: str) -> None:
+    put(f"{base}/f", "x")
+    took = []
+    for _ in range(9):
+        begun = time.monotonic()
+        assert get(f"{base}/f") == "x"
+        took.append(time.monotonic() - begun)
+    assert sorted(took)[4] < 0.24  # liveness: 4 x 60 ms

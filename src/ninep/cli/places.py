@@ -25,3 +25,13 @@ def state_dir(named: str = "") -> str:
         return "/var/lib/ninep"
     base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.environ.get("HOME", "/"), ".local", "state")
     return os.path.join(base, "ninep")
+
+
+def config_file() -> str:
+    """NINEP_CONFIG, else the file in $XDG_CONFIG_HOME/ninep; root's is in /etc/ninep."""
+    if named := os.environ.get("NINEP_CONFIG"):
+        return named
+    if os.geteuid() == 0:
+        return "/etc/ninep/config.toml"
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.environ.get("HOME", "/"), ".config")
+    return os.path.join(base, "ninep", "config.toml")

@@ -9,10 +9,11 @@ import argparse
 import os
 from collections.abc import Mapping
 
-from ninep.config import Config, ConfigError, default_path, load
+from ninep.config import Config, ConfigError, load
 
 from .failure import FAILED, OK, REFUSED, Failure, UsageError
 from .output import Output
+from .places import config_file
 
 CHECK_HINT = "'ninep config check' until it is right"
 
@@ -23,7 +24,7 @@ def read_config(path: str | None) -> tuple[Config, str]:
     Raises Failure with code 78.
     """
     named = path or os.environ.get("NINEP_CONFIG")
-    where = named or default_path()
+    where = named or config_file()
     try:
         return load(where), where
     except ConfigError as e:
@@ -56,7 +57,7 @@ VARIABLES = {
 
 def config(args: argparse.Namespace, output: Output) -> int:
     """`ninep config check|show [FILE]`."""
-    path: str = args.file or default_path()
+    path: str = args.file or config_file()
     return _check(path, output) if args.action == "check" else _show(args.file, output)
 
 

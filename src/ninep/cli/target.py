@@ -16,7 +16,7 @@ from ninep.limits import DEFAULT
 from ninep.proto import errors as E
 
 from . import failure
-from .places import node_socket
+from .places import config_file, node_socket
 
 if TYPE_CHECKING:
     from ninep.edges.blocking import Blocking
@@ -81,9 +81,7 @@ def node_url(args: argparse.Namespace) -> str:
 
 def _configured(key: str, default: str) -> str:
     """A value of [client]; the file is only read if it is there, so that most starts do not pay for it."""
-    from ninep.config import default_path  # cheap once tomllib is not needed
-
-    if not os.path.exists(default_path()):
+    if not os.path.exists(config_file()):
         return default
     from .settings import read_config
 
