@@ -121,7 +121,7 @@ def _hints_of(cls: type[Message]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__[: cls.__mro__.index(Message)]):
         names = vars(sys.modules[base.__module__])
-        for name, text in base.__dict__.get("__annotations__", {}).items():
+        for name, text in base.__annotations__.items():
             key = (base.__module__, text)
             if key not in _hints:
                 _hints[key] = eval(text, names)  # noqa: S307  # our own source, as the compiler would have read it
