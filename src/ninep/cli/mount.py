@@ -68,6 +68,8 @@ def mount(args: argparse.Namespace, output: Output) -> int:
         address=_address(args, options),
     )
     _check(plan)
+    if plan.address is not None and options.allow_other:
+        output.note("mount: allow_other: to the server, every local user is the one who mounts")
     logs.start_logging(held.log.level, quiet=args.quiet, verbose=args.verbose)
     if args.foreground:
         return run(plan, output, lambda: _say(plan, output))
