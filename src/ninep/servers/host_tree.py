@@ -237,7 +237,9 @@ def protected(force: bool) -> list[str]:
     for variable, standard in (("CONFIG", ".config"), ("STATE", ".local/state"), ("DATA", ".local/share")):
         base = os.environ.get(f"XDG_{variable}_HOME") or os.path.join(home, standard)
         found.append(os.path.join(base, "ninep"))
-    found += [os.path.join(base, "ninep") for base in (os.environ.get("XDG_RUNTIME_DIR"), "/run") if base]
+    found += [os.path.join(base, "ninep") for base in (os.environ.get("XDG_RUNTIME_DIR"), "/run", "/var/lib") if base]
+    if state := os.environ.get("NINEP_STATE"):
+        found.append(state)
     return [os.path.realpath(path) for path in found]  # allowed: compared with the export's own, never opened
 
 
