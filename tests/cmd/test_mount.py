@@ -74,6 +74,15 @@ def test_a_server_is_mounted_and_its_errors_pass(point: Path, env: dict[str, str
         assert ninep("umount", str(point)).code == 0
 
 
+@pytest.mark.feature("pyfuse3-engine")
+def test_the_second_engine_mounts_too(point: Path, env: dict[str, str], needs_pyfuse3: None) -> None:
+    ran = ninep("mount", "ram:", str(point), "--engine", "pyfuse3", env=env)
+    assert (ran.code, ran.err) == (0, "")
+    assert shell(f"echo hello >{point}/f && cat {point}/f").stdout == "hello\n"
+    assert ninep("umount", str(point)).code == 0
+    wait_until(lambda: not servers_of(point), "the server to end")
+
+
 def test_read_only_is_read_only(point: Path, env: dict[str, str]) -> None:
     assert ninep("mount", "ram:", str(point), "-o", "ro", env=env).code == 0
     assert "Read-only" in shell(f"echo x >{point}/f").stderr

@@ -24,11 +24,17 @@ def front(argv: Sequence[str]) -> int:
     """`ninep ARGV`: the exit code."""
     code = _guarded("ninep", "", list(argv), _front)
     verb = verbs.find(next((word for word in argv if not word.startswith("-")), ""))
-    if verb is not None and verb.is_client:
+    if verb is not None and verb.is_client and _is_whole_process("ninep"):
         # Everything is written and hung up: taking the interpreter apart piece by piece would only cost time.
         _flush_last()
         os._exit(code)
     return code
+
+
+def _is_whole_process(name: str) -> bool:
+    """Whether Python was started for this program alone, and not for one that calls it."""
+    main = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    return os.path.basename(main) == name
 
 
 def _flush_last() -> None:

@@ -155,8 +155,6 @@ async def serve_mount(
     plan: Plan, node: Node, root: Dir, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Mount and serve with the engine that was asked for; started when the mount is in the mount table."""
-    if plan.engine == "pyfuse3":
-        raise Failure("the pyfuse3 engine is not there", hint="--engine dev", code=FAILED)
     from ninep.edges.fuse import FuseOptions, serve_fuse
 
     wanted = FuseOptions(
@@ -169,8 +167,13 @@ async def serve_mount(
         cache=plan.options.cache,
         passthrough=plan.options.passthrough,
     )
+    engine = serve_fuse
+    if plan.engine == "pyfuse3":
+        from ninep.edges.pyfuse3_engine import serve_pyfuse3
+
+        engine = serve_pyfuse3
     async with trio.open_nursery() as nursery:
-        mounted: FuseMount = await nursery.start(serve_fuse, node, root, plan.directory, wanted)
+        mounted: FuseMount = await nursery.start(engine, node, root, plan.directory, wanted)
         with trio.fail_after(VISIBLE_SECONDS_MAX):
             while connection_of(plan.directory) < 0:
                 await trio.sleep(0.005)

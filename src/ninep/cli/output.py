@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from typing import BinaryIO
 
 CLOSED_STDOUT = 141  # what a shell shows for a program that SIGPIPE ended
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C, 0x2028, 0x2029, 0xFEFF}
@@ -64,7 +65,8 @@ class Output:
         self.quiet = quiet
         self.verbose = verbose
         self.escapes = not raw and not is_json and os.isatty(1)
-        self._file = sys.stdout.buffer
+        # A caller inside Python may have put something else in the place of standard output; data goes to descriptor 1.
+        self._file: BinaryIO = getattr(sys.stdout, "buffer", None) or os.fdopen(1, "wb", closefd=False)
 
     def write(self, data: bytes | memoryview) -> None:
         """Raises StdoutClosed when nobody reads, OSError when a file cannot take it."""
