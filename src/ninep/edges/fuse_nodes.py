@@ -88,7 +88,7 @@ class Nodes:
         known = self._by_key.get(key)
         if known is None or (known.mode ^ st.st_mode) & S_IFMT:
             # A file that changed its type is another file; the kernel would mark the old node bad.
-            number = next(self._ids)
+            number = self._number(key)
             known = self._by_id[number] = self._by_key[key] = Known(number, key, fid, st.st_mode, frozen=frozen)
             self._live["nodeids"] += 1
         else:
@@ -96,6 +96,10 @@ class Nodes:
             known.mode = st.st_mode
         known.lookups += 1
         return known
+
+    def _number(self, key: int) -> int:
+        """The id of a new node: none that the kernel still knows."""
+        return next(self._ids)
 
     def retire(self, known: Known) -> None:
         """Later LOOKUPs get another node, although the content is the same."""
