@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import pytest
 import trio
 
-from ninep import Dir, ctl, text
+from ninep import Dir, ctl, synth, text
 from ninep.answer import Answer, settle
 from ninep.env import Env
 from ninep.file import Call, File, Handle
@@ -717,3 +717,13 @@ async def test_a_synthetic_tree_keeps_the_promises_of_the_contract(make: type[Di
 
 async def test_a_clone_keeps_them_too_but_that_each_open_is_another_line() -> None:
     await check_tree(Lines, skip=("short-reads", "handles"))
+
+
+@pytest.mark.parametrize("mark", [synth.text, synth.events, synth.clone])
+def test_a_decorator_without_its_parentheses_is_told_at_once(mark: Callable[..., object]) -> None:
+    with pytest.raises(TypeError, match=r"write @\w+\(\), with parentheses"):
+
+        class Forgot(synth.Dir):
+            @mark
+            def value(self) -> str:
+                return ""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from .answer import Answer, answering
 from .file import Call, Handle
-from .synth_file import Lease, Owner, SynthFile
+from .synth_file import Lease, Owner, SynthFile, check_called
 from .synth_text import wants
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -105,6 +105,8 @@ class CloneMark:
 
 def clone(perm: int = 0o666, name: str = "clone") -> Callable[[F], F]:
     """The method returns the new directory, a synthetic one with a ctl; it is then served as N."""
+
+    check_called(perm, "clone")
 
     def mark(method: F) -> F:
         method.__ninep_mark__ = CloneMark(method, perm, name)  # type: ignore[attr-defined]  # read by Dir

@@ -280,3 +280,9 @@ class Frozen(File):
 
     def subscribe(self, changed: Callable[[str | None], None]) -> Callable[[], None] | None:
         return self.origin.subscribe(changed)
+
+
+def check_called(first: object, word: str) -> None:
+    """A decorator used without its parentheses would silently make no file: TypeError at the class, not at a reader."""
+    if callable(first):
+        raise TypeError(f"write @{word}(), with parentheses")

@@ -19,7 +19,7 @@ from .file import Call, Handle
 from .limits import DEFAULT, Limits
 from .proto import errors as E
 from .proto.types import ONONBLOCK, ORDWR, OWRITE
-from .synth_file import Owner, SynthFile, SynthHandle, to_bytes
+from .synth_file import Owner, SynthFile, SynthHandle, check_called, to_bytes
 from .synth_text import wants
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -303,6 +303,8 @@ class EventsMark:
 
 def events(perm: int = 0o444, name: str | None = None) -> Callable[[F], F]:
     """A stream: the method is an async generator of messages, or returns the Stream that each open subscribes to."""
+
+    check_called(perm, "events")
 
     def mark(method: F) -> F:
         method.__ninep_mark__ = EventsMark(method, perm, name)  # type: ignore[attr-defined]  # read by Dir

@@ -19,7 +19,7 @@ from .answer import Answer, answering, then
 from .file import Call, File, Handle
 from .proto import errors as E
 from .proto.types import OAPPEND, ORDWR, OTRUNC, OWRITE, W_WANT, Change, Stat
-from .synth_file import BytesHandle, Frozen, Owner, SynthFile, SynthHandle, to_bytes
+from .synth_file import BytesHandle, Frozen, Owner, SynthFile, SynthHandle, check_called, to_bytes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -341,4 +341,5 @@ def text(
     @NAME.writer (Text.writer): `write="whole"` judges what one open wrote when it is closed, `write="each"` each
     write(2).  `edit` says whether editors may put scratch files beside it.
     """
+    check_called(perm, "text")
     return lambda method: Text(method, perm, name, cost, write, edit)
