@@ -161,6 +161,26 @@ def read_until(process: subprocess.Popen[bytes], end: bytes) -> bytes:
 # -- changing
 
 
+COUNTER = """
+from ninep import Dir, ctl
+
+class Counter(Dir):
+    @ctl
+    def add(self, amount: int = 1) -> None:
+        "add amount to the counter"
+"""
+
+
+@pytest.mark.feature("cli-write")
+def test_a_ctl_files_own_words_reach_the_writer(tmp_path: Path) -> None:
+    (tmp_path / "counter.py").write_text(COUNTER)
+    with serving(f"py:{tmp_path}/counter.py:Counter") as server:
+        ran = ninep("write", f"{server.url}//ctl", "sub 3")
+        assert ran.code == 1
+        assert 'line 1: "sub 3": commands are add' in one_line(ran.err)
+        assert ninep("write", f"{server.url}//ctl", "add 3").code == 0
+
+
 @pytest.mark.feature("cli-write")
 def test_write_takes_words_standard_input_or_lines(base: str) -> None:
     f = f"{base}/f"

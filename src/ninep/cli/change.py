@@ -31,7 +31,7 @@ def write(args: argparse.Namespace, output: Output) -> int:
         raise UsageError("--lines is for standard input", hint="no TEXT")
     where = target(args.url, args)
     with Connections(args) as connections:
-        remote = connections.to(where)
+        remote = connections.to(where, wants_text=True)
         with failing_at(where, hint="--create" if not args.create else ""), _opened(remote, where, args) as file:
             total = 0
             for data in _input(args):

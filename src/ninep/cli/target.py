@@ -130,7 +130,7 @@ class Connections:
         self._args = args
         self._open: dict[tuple[object, ...], Blocking] = {}
 
-    def to(self, where: Target) -> Blocking:
+    def to(self, where: Target, *, wants_text: bool = False) -> Blocking:
         """Connected and attached.  Raises Failure: what cannot be reached is exit code 5, or 4 when it refuses."""
         known = self._open.get(where.server)
         if known is not None:
@@ -138,7 +138,7 @@ class Connections:
         from ninep.edges.blocking import Blocking
 
         try:
-            remote = Blocking(where.address, limits=_limits(self._args))  # type: ignore[arg-type]
+            remote = Blocking(where.address, limits=_limits(self._args), wants_text=wants_text)  # type: ignore[arg-type]
         except E.FileError as e:
             raise _unreachable(e, where, self._args) from None
         self._open[where.server] = remote

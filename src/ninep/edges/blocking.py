@@ -59,8 +59,12 @@ class Blocking:
         uname: str | None = None,
         limits: Limits = DEFAULT,
         link: Link | None = None,
+        wants_text: bool = False,
     ) -> None:
-        """Connect, agree on a dialect and attach.  A `link` is used instead of dialling, and owned."""
+        """Connect, agree on a dialect and attach.  A `link` is used instead of dialling, and owned.
+
+        `wants_text` prefers a dialect whose errors have words: a ctl file's answer is worth reading.
+        """
         self.address = parse(address) if isinstance(address, str) else address
         self.limits = limits
         self._link = link or connect_link(self.address, limits)
@@ -69,7 +73,7 @@ class Blocking:
         try:
             self._line = _Line(self._link)
             self._is_torn = False  # bytes may be on their way that the core does not know of
-            self.run(negotiate(self.core, self.address.dialect))
+            self.run(negotiate(self.core, self.address.dialect, wants_text=wants_text))
             n_uname = os.getuid() if name == own_name() else NONUNAME
             self.root_fid, self.root_qid = self.run(ops.attach(self.core, self.address.aname, n_uname))
         except BaseException:

@@ -476,12 +476,17 @@ def own_name() -> str:
         return str(os.getuid())
 
 
-def negotiate(core: Core, dialect: str = "auto") -> Flow[None]:
+OFFERS = ("9P2000.L", "9P2000.u", "9P2000")
+OFFERS_FOR_TEXT = ("9P2000.u", "9P2000.L", "9P2000")  # .L has numbers for errors, .u has the words too
+
+
+def negotiate(core: Core, dialect: str = "auto", *, wants_text: bool = False) -> Flow[None]:
     """Agree on a dialect, the best first; msize may only shrink (version(5)).
 
+    With `wants_text`, one whose errors have words is better than one that can do more.
     Raises Eunsupported if the server does not speak what was asked for, ProtocolError if it breaks the rules.
     """
-    offers = ("9P2000.L", "9P2000.u", "9P2000") if dialect == "auto" else (dialect,)
+    offers = (OFFERS_FOR_TEXT if wants_text else OFFERS) if dialect == "auto" else (dialect,)
     refused: E.FileError | None = None
     answer = ""
     for offer in offers:
