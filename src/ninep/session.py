@@ -185,7 +185,27 @@ class Session(TreeOps, Generic[M]):
         """The qids walked to, and the new fid if every name was found; raises if the first was not (walk(5))."""
         if not names:
             return [], self.clone(fid)
+        if len(names) == 1 and names[0] != "..":
+            return self._step(call, fid, names[0])
         return self._walk(call, fid, names)
+
+    def _step(self, call: Call, fid: Fid, name: str) -> Answer[tuple[list[Qid], Fid | None]]:
+        """_walk of one name, which nearly all walks of a FUSE mount are, without its generator."""
+        if fid.xattr is not None or fid.is_auth:
+            raise E.Ebadusefid("not a file")
+        c.need(call, c.TRAVERSE)
+        here = c.as_dir(fid.file)
+        c.check_name(name)
+        way = fid.way
+        if way is not None and way.depth >= self.limits.path_depth_max:
+            raise E.Enametoolong(f"more than {self.limits.path_depth_max} levels")
+        allowed = here.access(call, X_WANT)
+        found = here.walk(call, name) if type(allowed) is not CoroutineType else _allowed(allowed, call, here, name)
+        if type(found) is CoroutineType:
+            later = cast(Answer[File], found)
+            return then(later, lambda file: ([file.qid], Fid(file, Way(way, here, name), fid.call, fid.root)))
+        file = cast(File, found)
+        return [file.qid], Fid(file, Way(way, here, name), fid.call, fid.root)
 
     @answering
     def _walk(self, call: Call, fid: Fid, names: Sequence[str]) -> Steps[tuple[list[Qid], Fid | None]]:
@@ -511,6 +531,11 @@ class Session(TreeOps, Generic[M]):
 
 def _never() -> Any:
     raise AssertionError("the answer was already there")
+
+
+async def _allowed(allowed: Coroutine[Any, Any, None], call: Call, here: Dir, name: str) -> File:
+    await allowed
+    return await settle(here.walk(call, name))
 
 
 PARKS = math.inf

@@ -327,7 +327,7 @@ async def test_reads_that_the_page_cache_cannot_answer_go_to_a_worker(
     await settle(handle.close(CALL))
 
 
-async def test_a_name_that_the_kernel_has_not_cached_is_looked_up_by_a_worker(
+async def test_names_that_the_kernel_has_not_cached_are_looked_up_by_workers_once_the_disk_made_one_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "f").touch()
@@ -343,6 +343,9 @@ async def test_a_name_that_the_kernel_has_not_cached_is_looked_up_by_a_worker(
 
     assert not isinstance(root.walk(CALL, "f"), CoroutineType)
     monkeypatch.setattr(host_sys, "openat2", cold)
+    assert not isinstance(root.walk(CALL, "f"), CoroutineType)  # a quick disk: a thread would cost more than it
+    monkeypatch.setattr(host_tree, "DISK_NS_MAX", -1)  # now each one is too long
+    assert not isinstance(root.walk(CALL, "f"), CoroutineType)
     answer = root.walk(CALL, "f")
     assert isinstance(answer, CoroutineType)
     assert (await settle((await answer).stat(CALL))).size == 0

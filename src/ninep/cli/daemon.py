@@ -26,6 +26,7 @@ from .serve import reload_log
 from .service import Service
 from .settings import pick, read_config
 from .state import State
+from .steady import settle_in
 from .trees import HostSpec, host_spec, host_tree, kernel_tree
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def ninepd(args: argparse.Namespace, output: Output) -> int:
         if fresh is not None:
             tree.reload(exports_of(args.export, fresh))
 
+    settle_in()
     try:
         trio.run(Service(node, tree.root, opened, held_rules, output, reload=reload, extra=extra if plan else None).run)
     except BaseExceptionGroup as group:

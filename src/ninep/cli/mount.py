@@ -32,6 +32,7 @@ from .notify import notify
 from .output import Output
 from .serve import lasting_key
 from .settings import read_config
+from .steady import settle_in
 from .target import is_remote, node_url
 from .trees import HINT, is_tree, tree_of
 
@@ -194,6 +195,7 @@ def run(plan: Plan, output: Output, ready: object) -> int:
                     ready()
                 nursery.cancel_scope.cancel()
 
+    settle_in()
     try:
         trio.run(main)
     except BaseExceptionGroup as group:

@@ -19,6 +19,7 @@ from .places import state_dir
 from .service import Service
 from .settings import read_config
 from .state import State
+from .steady import settle_in
 from .trees import tree_of
 
 
@@ -48,6 +49,7 @@ def run_service(
     import trio
 
     service = Service(node, root, opened, held, output, reload=reload)
+    settle_in()
     trio.run(service.run)
 
 

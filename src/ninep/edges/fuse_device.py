@@ -257,7 +257,13 @@ class FuseMount:
         fd = self.fd
         while True:
             try:
-                count = os.readv(fd, (self.buffer,))
+                try:
+                    count = os.readv(fd, (self.buffer,))
+                except BlockingIOError:
+                    # Whoever got our answer often has the next question, once he has run: that is 20 us less than to
+                    # wait in trio.
+                    os.sched_yield()
+                    count = os.readv(fd, (self.buffer,))
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(fd)
                 in_turn, turn_ends = 0, now_ns() + TURN_NS

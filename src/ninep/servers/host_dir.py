@@ -51,7 +51,7 @@ class HostDir(Node, Dir):
         export = self.export
         raw = self._name(name)
         held = self.held
-        # A lookup that the kernel's caches can answer is made here; on a disk, any other is made by a worker.
+        # A lookup that the kernel's caches can answer is made here; any other too, until the disk has made one wait.
         if held is not None and export.inline and export.openat2 and not export.native:
             try:
                 child = Held(sys.openat2(held.fd, raw, sys.HOW if export.in_memory else sys.HOW_CACHED))
@@ -61,8 +61,10 @@ class HostDir(Node, Dir):
             except FileNotFoundError:
                 raise E.Enonexist from None
             except (OSError, E.Estale):
-                if not export.in_memory:
+                # A name that is not there is in no cache: each create() asks for one, and a thread costs ten such calls.
+                if not export.in_memory and export.is_disk_slow():
                     return export.slow(call, False, self._walk, raw, name)
+                return export.timed(call, self._walk, raw, name)
         return export.run(call, self._walk, raw, name)
 
     def _walk(self, raw: bytes, name: str) -> Node:

@@ -33,6 +33,8 @@ Identity = tuple[int, int, int]  # device, inode, birth time
 Ownership = Literal["squash", "native"]
 NOBODY_ID = 65534  # who an unproven caller of a native export is: never the server, never root
 ROOT_SECONDS = 1  # how long the root's own name is believed
+DISK_NS_MAX = 2_000_000  # what a lookup may take on the serving thread before the next ones go to workers
+DISK_SLOW_NS = 1_000_000_000  # for so long
 _pack_identity = struct.Struct("=QQQ").pack
 
 
@@ -73,6 +75,7 @@ class Export:
         self._descriptors = Held(os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         self._below = b""
         self._below_until = 0
+        self._slow_until = 0
         self._own_ids = (os.geteuid(), os.getegid(), tuple(os.getgroups()))
 
     # -- policy
@@ -110,6 +113,20 @@ class Export:
             return op(*args, **kwargs)
         except OSError as e:
             raise refusal(e) from None
+
+    def is_disk_slow(self) -> bool:
+        """Whether a lookup lately had to wait: then one that may wait is a worker's."""
+        return self.env.now_ns() < self._slow_until
+
+    def timed(self, call: Call, op: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """op(*args) here and now, and a note if it took long."""
+        start_ns = self.env.now_ns()
+        try:
+            return self._act(call, op, *args, **kwargs)
+        finally:
+            now_ns = self.env.now_ns()
+            if now_ns - start_ns > DISK_NS_MAX:
+                self._slow_until = now_ns + DISK_SLOW_NS
 
     async def slow(self, call: Call, changes: bool, op: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """op on a worker thread of this export's.  Etimedout after Limits.host_seconds_max, queueing included.
