@@ -181,6 +181,7 @@ async def run_race(base: str | None, seconds: float) -> None:
 
 @pytest.mark.sec(27)
 @pytest.mark.hostile(42)
+@pytest.mark.feature("host-race")
 @pytest.mark.parametrize("way", ["openat2", "steps"])
 async def test_names_swapped_under_every_operation_lead_nowhere_outside(
     way: str, monkeypatch: pytest.MonkeyPatch

@@ -329,6 +329,7 @@ async def test_a_file_replaced_behind_a_cold_fid_is_stale_and_never_the_new_one(
     assert (await settle(f.stat(CALL))).size == 3
 
 
+@pytest.mark.feature("host-qid-stable")
 async def test_qids_survive_a_restart_with_the_same_key_and_only_with_it(directory: Path) -> None:
     (directory / "f").touch()
     paths = [(await settle(host.tree(directory, key=key).walk(CALL, "f"))).qid.path for key in (b"k", b"k", b"l", b"")]
@@ -478,6 +479,7 @@ def test_what_holds_keys_or_belongs_to_the_kernel_is_not_exported_unless_forced(
     host.tree("/", force=True)
 
 
+@pytest.mark.feature("host-export")
 async def test_the_host_tree_keeps_what_every_tree_promises(directory: Path, way: str) -> None:
     made = iter(range(1000))
 
