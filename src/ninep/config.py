@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from .limits import DEFAULT, Limits
+from .proto.version import MSIZE_BYTES_USUAL
 
 BYTES_MAX = 1 << 20
 
@@ -184,8 +185,8 @@ def _senseless(config: Config, table: dict[str, Any]) -> Iterator[tuple[str, str
         value = getattr(config.limits, name)
         if not value > 0 or (name.endswith("_share") and value > 1):
             yield f"limits.{name}", f"must be above zero: {value}"
-    if config.limits.msize_bytes_max < config.limits.msize_bytes_min:
-        yield "limits.msize_bytes_max", f"below msize_bytes_min, {config.limits.msize_bytes_min}"
+    if config.limits.msize_bytes_max < MSIZE_BYTES_USUAL:
+        yield "limits.msize_bytes_max", f"below {MSIZE_BYTES_USUAL}"
     if not re.fullmatch("0?[0-7]{3}", config.listen.socket_mode):
         yield "listen.socket_mode", f"not an octal mode: {config.listen.socket_mode!r}"
     if not 0 < config.client.timeout_seconds < 1e9:

@@ -13,7 +13,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     # Frames
     msize_bytes_max: int = (1 << 20) + 24  # one frame per direction: a 1 MiB payload and its header (9front: 1 MiB)
-    msize_bytes_min: int = 4096  # the Linux client refuses less (net/9p/client.c); lib9p's floor is 256
     first_message_bytes_max: int = 256  # a Tversion is 19 to 40 bytes: a stranger gets no large buffer
     first_message_seconds_max: float = 10.0  # connect and say nothing: hung up
     frame_seconds_max: float = 30.0  # from a frame's first byte to its last, whatever trickles between
@@ -61,7 +60,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     # FUSE
     fuse_write_bytes_max: int = 1 << 20  # one write(2) on a ctl is one message up to this size
     fuse_background_max: int = 512
-    fuse_mounts_max: int = 1024
 
     # Client
     connect_seconds_max: float = 10.0

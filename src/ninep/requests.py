@@ -136,6 +136,7 @@ class Requests(Generic[M]):
         finally:
             self._tasks -= 1
             self._end(request, message, error)
+            error = None  # kept by a frame of its own traceback it would keep files and handles alive
 
     def _end(self, request: Request[M], message: M | None, error: E.FileError | None) -> None:
         # One synchronous step: the tag is free before its reply can leave, and every Rflush is queued behind it.

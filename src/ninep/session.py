@@ -116,10 +116,7 @@ class Session(TreeOps, Generic[M]):
         try:
             answer = handler(message)
         except Exception as e:
-            error = answer_for(e) or self.node.bug(e)
-            requests.sink.refuse(key, error)
-            self._op(op, self._now_ns() - start_ns, True)
-            self.node.refused(self.who, op, error)
+            self._refused(key, op, start_ns, e)
             return
         if type(answer) is CoroutineType:
             self._live["requests"] += 1
@@ -127,6 +124,13 @@ class Session(TreeOps, Generic[M]):
             return
         self._op(op, self._now_ns() - start_ns, False)
         requests.sink.reply(key, cast(M, answer))
+
+    def _refused(self, key: int, op: int, start_ns: int, e: Exception) -> None:
+        # A frame of its own: an error kept by a frame of its own traceback would keep files and handles alive.
+        error = answer_for(e) or self.node.bug(e)
+        self.requests.sink.refuse(key, error)
+        self._op(op, self._now_ns() - start_ns, True)
+        self.node.refused(self.who, op, error)
 
     def _finished(self, op: int, who: Principal, start_ns: int, failed: bool, error: E.FileError | None) -> None:
         self._live["requests"] -= 1
