@@ -15,9 +15,11 @@ import trio
 
 from ninep import synth
 from ninep.edges.fuse import FuseMount, FuseOptions, MountOptions, serve_fuse
+from ninep.edges.pyfuse3_engine import serve_pyfuse3
 from ninep.file import Call, Dir
 from ninep.limits import Limits
 from ninep.node import Node
+from ninep.observe import register_op
 from ninep.servers import ram
 
 LIMITS = Limits()
@@ -78,7 +80,7 @@ class Clockwork(synth.Dir):
 
 
 def ram_tree() -> Dir:
-    return ram.tree(LIMITS)
+    return ram.tree(LIMITS, uid=os.geteuid(), gid=os.getegid())
 
 
 def host_tree(path: str) -> Dir:
@@ -87,6 +89,7 @@ def host_tree(path: str) -> Dir:
     return host.tree(path)
 
 
+ENGINES = {"dev": serve_fuse, "pyfuse3": serve_pyfuse3}
 TREES: dict[str, Callable[[], Dir]] = {"ram": ram_tree, "clockwork": Clockwork}
 
 
@@ -116,6 +119,13 @@ async def answer_questions(tree: Dir, node: Node, mounts: list[FuseMount]) -> No
                     print(used.ru_utime + used.ru_stime, flush=True)
                 elif word == "live":
                     print(node.live[rest[0]], flush=True)
+                elif word == "ops":
+                    index = register_op(f"fuse.{rest[0]}")
+                    print(node.events.op_time[index].count, flush=True)
+                elif word == "append":
+                    handle = tree.walk(Call(), rest[0]).open(Call(), 0x81)  # type: ignore[union-attr]  # a ram tree
+                    handle.write(Call(), 0, bytes(int(rest[1])))  # type: ignore[union-attr]  # likewise
+                    print("appended", flush=True)
                 elif word == "close":
                     await mounts[int(rest[0])].close()
                     print("closed", flush=True)
@@ -133,13 +143,14 @@ async def answer_questions(tree: Dir, node: Node, mounts: list[FuseMount]) -> No
 async def main(name: str, directories: list[str], options: FuseOptions) -> None:
     tree = host_tree(name[5:]) if name.startswith("host:") else TREES[name]()
     node = Node(LIMITS)
+    serve = ENGINES[os.environ.get("NINEP_TEST_ENGINE", "dev")]
     mounts: list[FuseMount] = []
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as serving:
 
                 async def one(directory: str, task_status: trio.TaskStatus[FuseMount]) -> None:
-                    await serve_fuse(node, tree, directory, options, task_status=task_status)
+                    await serve(node, tree, directory, options, task_status=task_status)
 
                 async def stop() -> None:
                     async for _ in signals:

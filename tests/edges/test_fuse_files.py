@@ -310,7 +310,8 @@ def test_locks_hold_between_processes_and_a_waiter_gets_its_turn(place: Path, ki
     first = second = third = None
     try:
         first = locker(f, kind, "now")
-        assert first.stdout is not None and first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdin is not None
         assert first.stdout.readline() == "held\n"
         second = locker(f, kind, "now")
         assert second.communicate(timeout=20)[0] == "busy\n"

@@ -7,11 +7,13 @@ were read into; a slow one keeps its buffer, and the mount goes on with another.
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from types import CoroutineType
 from typing import Any, Final, TypeVar, cast
 
 from ninep.answer import Answer, answering, drop, then
+from ninep.fid import Fid
+from ninep.file import Call
 from ninep.proto import errors as E
 from ninep.proto import fuse as p
 from ninep.proto.types import DT_DIR, F_UNLCK, OFFSET_MAX, Entry, Lock
@@ -32,11 +34,12 @@ PLUS: Final = p.ENTRY_OUT.size
 class FileIO:
     """The operations of one mount on file handles."""
 
-    def __init__(self, mount: FuseMount, opens: Opens) -> None:
+    def __init__(self, mount: FuseMount, opens: Opens, found: Callable[[Call, Known, Fid], Answer[bytes]]) -> None:
+        """`found` gives the entry of a file just walked to."""
         self._mount = mount
         self._session = mount.session
         self._opens = opens
-        self._ops = opens.operations
+        self._found = found
 
     # -- bytes
 
@@ -211,7 +214,7 @@ class FileIO:
             fid = walked[1]
             if fid is None or not fid.file.entry_seconds or not self._mount.options.cache:
                 return _NO_ENTRY
-            found = self._ops.found(asked.call, parent, fid)
+            found = self._found(asked.call, parent, fid)
             if type(found) is bytes:
                 return found
             drop(found)

@@ -12,6 +12,7 @@ import array
 import ctypes
 import errno
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -50,35 +51,38 @@ class MountOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Mounted:
     """A mount that we made.  `device_fd` is the caller's to close, after `unmount`."""
 
-    def __init__(self, mountpoint: str, device_fd: int, connection: int, *, by_helper: bool) -> None:
+    def __init__(self, mountpoint: str, device_fd: int, mount_id: str, *, by_helper: bool) -> None:
         self.mountpoint = mountpoint
         self.device_fd = device_fd
-        self.connection = connection  # its number under /sys/fs/fuse/connections, or -1
+        self.mount_id = mount_id
+        self.connection = connection_of_id(mount_id)  # its number under /sys/fs/fuse/connections, or -1
         self._by_helper = by_helper
 
     def unmount(self) -> None:
         """Take the mount out of the tree, busy or not; whoever has a file open keeps it until the device is closed.
 
-        Idempotent.  Raises OSError.
+        Idempotent.  Raises OSError or FileError.
         """
-        # No descriptor of the mount is kept for this: it would make every umount(8) say "busy".  What is unmounted is
-        # what our own connection still shows at that place.
-        if self.connection < 0 or connection_of(self.mountpoint) != self.connection:
+        # No descriptor of the mount is kept for this: it would make every umount(8) say "busy".  So the kernel's table
+        # says where the mount is by now, and what is opened there must be this very mount.
+        place = _place_of(self.mount_id, self.connection)
+        if not place:
             return
         if self._by_helper:
-            self._fusermount_unmount()
+            _fusermount_unmount(self.mountpoint, self.connection)
             return
         try:
-            _umount2(self.mountpoint.encode("utf-8", "surrogateescape"), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+            fd = os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return  # moved or unmounted meanwhile, or beneath another mount; closing the device ends it
+        try:
+            if _mount_id_of(fd) == self.mount_id:
+                _umount2(f"/proc/self/fd/{fd}".encode(), _MNT_DETACH)
         except OSError as e:
             if e.errno not in (errno.EINVAL, errno.ENOENT):  # somebody unmounted it before us
                 raise
-
-    def _fusermount_unmount(self) -> None:
-        argv = [FUSERMOUNT, "-u", "-q", "-z", "--", self.mountpoint]
-        done = subprocess.run(argv, capture_output=True, timeout=FUSERMOUNT_SECONDS_MAX, check=False)
-        if done.returncode and connection_of(self.mountpoint) == self.connection:
-            raise E.Eio(_last_line(done.stderr) or "fusermount3")
+        finally:
+            os.close(fd)
 
 
 def mount(mountpoint: str, options: MountOptions = MountOptions()) -> Mounted:  # noqa: B008  # frozen
@@ -138,10 +142,10 @@ def _mount_directly(mountpoint: str, directory: int, options: MountOptions) -> M
         attributes |= _MOUNT_ATTR["noexec"] if options.noexec else 0
         mount_fd = _syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
         _syscall(_MOVE_MOUNT, mount_fd, b"", directory, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
-        connection = _connection_of_fd(mount_fd)
+        mount_id = _mount_id_of(mount_fd)
         os.close(mount_fd)  # held, it would make the mount busy: umount(8) could never end it
         mount_fd = -1
-        return Mounted(mountpoint, device, connection, by_helper=False)
+        return Mounted(mountpoint, device, mount_id, by_helper=False)
     except BaseException:
         os.close(device)  # first: whatever still refers to the mount must not wait for us
         if mount_fd >= 0:
@@ -175,7 +179,7 @@ def _mount_by_helper(mountpoint: str, directory: int, options: MountOptions) -> 
             raise E.Enotallowed(_last_line(done.stderr) or "fusermount3")
         device = receive_fd(ours)
     os.set_blocking(device, False)
-    return Mounted(mountpoint, device, connection_of(mountpoint), by_helper=True)
+    return Mounted(mountpoint, device, (_top_row(mountpoint) or [""])[0], by_helper=True)
 
 
 def receive_fd(sock: socket.socket) -> int:
@@ -204,7 +208,14 @@ def unmount(mountpoint: str, *, force: bool = False) -> None:
     if can_mount():
         _umount2(os.fsencode(mountpoint), _MNT_DETACH | _UMOUNT_NOFOLLOW | (_MNT_FORCE if force else 0))
         return
-    Mounted(mountpoint, -1, connection, by_helper=True).unmount()
+    _fusermount_unmount(mountpoint, connection)
+
+
+def _fusermount_unmount(mountpoint: str, connection: int) -> None:
+    argv = [FUSERMOUNT, "-u", "-q", "-z", "--", mountpoint]
+    done = subprocess.run(argv, capture_output=True, timeout=FUSERMOUNT_SECONDS_MAX, check=False)
+    if done.returncode and connection_of(mountpoint) == connection:
+        raise E.Eio(_last_line(done.stderr) or "fusermount3")
 
 
 def abort(connection: int) -> bool:
@@ -219,26 +230,51 @@ def abort(connection: int) -> bool:
 
 def connection_of(mountpoint: str) -> int:
     """The number of the FUSE connection mounted last at exactly this path, or -1.  Asks the kernel's table only."""
+    row = _top_row(mountpoint)
+    if row and row[row.index("-") + 1].partition(".")[0] == "fuse":
+        return int(row[2].partition(":")[2])
+    return -1
+
+
+def _top_row(mountpoint: str) -> list[str]:
+    """The words of the line of what was mounted last at a path; empty when nothing is."""
     escaped = mountpoint.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011").replace("\n", "\\012")
-    found = -1
+    found: list[str] = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
         for line in f:
             words = line.split(" ")
             if words[4] == escaped:
-                kind = words[words.index("-") + 1]
-                found = int(words[2].partition(":")[2]) if kind.partition(".")[0] == "fuse" else -1
+                found = words
     return found
 
 
-def _connection_of_fd(fd: int) -> int:
+def _mount_id_of(fd: int) -> str:
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as f:
-        mount_id = next((line.split()[1] for line in f if line.startswith("mnt_id:")), "")
+        return next((line.split()[1] for line in f if line.startswith("mnt_id:")), "")
+
+
+def _row_of(mount_id: str) -> list[str]:
+    """The words of a mount's line in the kernel's table; empty when it is gone."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
         for line in f:
-            words = line.split(" ", 3)
+            words = line.split(" ")
             if words[0] == mount_id:
-                return int(words[2].partition(":")[2])
-    return -1
+                return words
+    return []
+
+
+def connection_of_id(mount_id: str) -> int:
+    """The number of the FUSE connection behind a mount, or -1."""
+    row = _row_of(mount_id)
+    return int(row[2].partition(":")[2]) if row else -1
+
+
+def _place_of(mount_id: str, connection: int) -> str:
+    """Where a mount is now; empty when it is gone, or its number is another mount's."""
+    row = _row_of(mount_id)
+    if not row or row[2] != f"0:{connection}":
+        return ""
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), row[4])
 
 
 def _escaped(text: str) -> str:

@@ -9,21 +9,18 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, Final, TypeVar
 
 from ninep.answer import Answer, answering
 from ninep.fid import Fid
-from ninep.file import Dir, Handle
+from ninep.file import Call, Dir, File, Handle
 from ninep.proto import errors as E
 from ninep.proto import fuse as p
 from ninep.proto.types import OAPPEND, OEXEC, ONONBLOCK, ORDWR, OREAD, OSYNC, OTRUNC, OWRITE, Qid
 
-from .fuse_nodes import Known, Opened
-
-if TYPE_CHECKING:
-    from .fuse_device import Asked, Body
-    from .fuse_ops import Operations
+from .fuse_device import Asked, Body, FuseMount
+from .fuse_nodes import Known, Nodes, Opened
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +50,12 @@ def omode_of(flags: int) -> int:
 class Opens:
     """The file handles of one mount."""
 
-    def __init__(self, operations: Operations) -> None:
-        self.operations = operations
-        self._mount = operations.mount
-        self._session = operations.session
+    def __init__(self, mount: FuseMount, nodes: Nodes, made: Callable[[Call, Known, str, File], Answer[bytes]]) -> None:
+        """`made` gives the entry of a file just created."""
+        self._mount = mount
+        self._nodes = nodes
+        self._made = made
+        self._session = mount.session
         self._opened: dict[int, Opened] = {}
         self._next = 1
         self._passthrough = bool(self._mount.flags & p.PASSTHROUGH)
@@ -77,7 +76,7 @@ class Opens:
     # -- open, opendir, create
 
     def do_open(self, asked: Asked) -> Answer[Body]:
-        known = self.operations.nodes.get(asked.nodeid)
+        known = self._nodes.get(asked.nodeid)
         return self._open(asked, known, omode_of(asked.args[0]))
 
     do_opendir = do_open
@@ -96,15 +95,15 @@ class Opens:
     @answering
     def do_create(self, asked: Asked) -> Steps[Body]:
         flags, mode, _umask, _open_flags, name = asked.args
-        parent = self.operations.nodes.get(asked.nodeid)
+        parent = self._nodes.get(asked.nodeid)
         fid = self._session.clone(parent.fid)
         fid.call = asked.call
         _qid: tuple[Qid, int] = yield self._session.create(
             asked.call, fid, name, mode & 0o7777, omode_of(flags), inherit=False, exclusive=bool(flags & os.O_EXCL)
         )
         try:
-            entry: bytes = yield self.operations.made(asked.call, parent, name, fid.file)
-            known = self.operations.nodes.get(p.ENTRY_OUT.unpack_from(entry)[0])
+            entry: bytes = yield self._made(asked.call, parent, name, fid.file)
+            known = self._nodes.get(p.ENTRY_OUT.unpack_from(entry)[0])
             return entry + self._reply(known, fid)
         except BaseException:
             yield self._session.clunk(fid)
@@ -140,7 +139,7 @@ class Opens:
             return flags, 0
         if known.frozen and fid.omode & 3:
             # Its writer's view of size and content is not what a reader of the snapshot may see.
-            self.operations.nodes.retire(known)
+            self._nodes.retire(known)
         if handle.stream:
             return flags | p.FOPEN_DIRECT_IO | p.FOPEN_NONSEEKABLE | p.FOPEN_STREAM, 0
         if handle.direct:
@@ -187,6 +186,8 @@ class Opens:
         known.opens -= 1
         if not known.opens and known.backing_id:
             number, known.backing_id = known.backing_id, 0
+            if self._mount.fd < 0:
+                return  # the connection is gone, and took it along
             try:
                 fcntl.ioctl(self._mount.fd, p.IOC_BACKING_CLOSE, number.to_bytes(4, "little"))
             except OSError as e:

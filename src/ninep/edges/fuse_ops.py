@@ -57,10 +57,10 @@ class Operations:
         root: Fid = yield self.session.attach(call, self.mount.options.aname)
         st: Stat = yield root.file.stat(call)
         self.nodes = Nodes(root, st.st_mode, self.mount.node.live)
-        self.opens = Opens(self)
+        self.opens = Opens(self.mount, self.nodes, self.made)
         if self._cache and (root.file.entry_seconds or root.file.attr_seconds):
             self.subscribe(self.nodes.get(p.ROOT_ID))
-        io = FileIO(self.mount, self.opens)
+        io = FileIO(self.mount, self.opens, self.found)
         handlers: dict[str, Callable[[Asked], Answer[Body]]] = {}
         for part in (self, self.opens, io):
             handlers |= {op.name: getattr(part, "do_" + op.name) for op in p.OPCODES.values()
@@ -183,18 +183,25 @@ class Operations:
 
     # -- names
 
-    @answering
-    def do_lookup(self, asked: Asked) -> Steps[Body]:
+    def do_lookup(self, asked: Asked) -> Answer[Body]:
         parent = self.nodes.get(asked.nodeid)
-        (name,) = asked.args
-        fid: Fid
-        _, fid = yield self.session.walk(asked.call, parent.fid, (name,))
-        answer: bytes = yield self.found(asked.call, parent, fid)
-        return answer
+        walked = self.session.walk(asked.call, parent.fid, asked.args)
+        if type(walked) is tuple:
+            return self.found(asked.call, parent, walked[1])
+        return then(walked, lambda walked: self.found(asked.call, parent, walked[1]))
+
+    def found(self, call: Call, parent: Known, fid: Fid | None) -> Answer[bytes]:
+        """The entry of a file just walked to: of a state file, this moment's snapshot."""
+        assert fid is not None  # one name is found or refused
+        if type(fid.file).snapshot is File.snapshot:
+            st = self.session.stat(call, fid)
+            if type(st) is Stat:
+                return self.entry(parent, fid, st)
+            return then(st, lambda st: self.entry(parent, fid, st))
+        return self._found(call, parent, fid)
 
     @answering
-    def found(self, call: Call, parent: Known, fid: Fid) -> Steps[bytes]:
-        """The entry of a file just walked to: of a state file, this moment's snapshot."""
+    def _found(self, call: Call, parent: Known, fid: Fid) -> Steps[bytes]:
         file = fid.file
         fid.file = yield file.snapshot(call)
         st: Stat = yield self.session.stat(call, fid)
