@@ -61,7 +61,7 @@ class HostDir(Node, Dir):
             except FileNotFoundError:
                 raise E.Enonexist from None
             except (OSError, E.Estale):
-                # A name that is not there is in no cache: each create() asks for one, and a thread costs ten such calls.
+                # A name that is not there is in no cache: each create() asks for one; a thread costs ten of them.
                 if not export.in_memory and export.is_disk_slow():
                     return export.slow(call, False, self._walk, raw, name)
                 return export.timed(call, self._walk, raw, name)

@@ -20,7 +20,7 @@ from ..proto.types import F_UNLCK, F_WRLCK, OFFSET_MAX, OREAD, OSYNC, OWRITE, En
 from . import host_sys as sys
 from .host_cache import Held
 from .host_lock import HostLocks, Lockable
-from .host_tree import Export, Identity, refusal
+from .host_tree import SCRATCH_BYTES, Export, Identity, refusal
 
 READ_BYTES_MAX = 1 << 24  # of one read; the Session's bounds are lower
 DIR_COOKIES_KEPT = 16_384  # of one open directory; see HostDirHandle
@@ -66,11 +66,12 @@ class HostHandle(Handle):
                 raise refusal(e) from None
         if not export.inline:
             return self._pread(call, offset, count)
-        buffer = bytearray(count)
-        done = self._cached(held.fd, offset, memoryview(buffer))
+        # Reads here are made one at a time, on the serving thread: they share a buffer.
+        buffer = export.scratch[:count] if count <= SCRATCH_BYTES else memoryview(bytearray(count))
+        done = self._cached(held.fd, offset, buffer)
         if done < 0:
             return self._pread(call, offset, count)
-        return bytes(memoryview(buffer)[:done])
+        return bytes(buffer[:done])
 
     def read_into(self, call: Call, offset: int, buffer: memoryview) -> Answer[int]:
         held = self._held

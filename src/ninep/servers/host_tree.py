@@ -33,6 +33,7 @@ Identity = tuple[int, int, int]  # device, inode, birth time
 Ownership = Literal["squash", "native"]
 NOBODY_ID = 65534  # who an unproven caller of a native export is: never the server, never root
 ROOT_SECONDS = 1  # how long the root's own name is believed
+SCRATCH_BYTES = 65_536
 DISK_NS_MAX = 2_000_000  # what a lookup may take on the serving thread before the next ones go to workers
 DISK_SLOW_NS = 1_000_000_000  # for so long
 _pack_identity = struct.Struct("=QQQ").pack
@@ -76,6 +77,7 @@ class Export:
         self._below = b""
         self._below_until = 0
         self._slow_until = 0
+        self.scratch = memoryview(bytearray(SCRATCH_BYTES))  # the serving thread's, between two lines of one read
         self._own_ids = (os.geteuid(), os.getegid(), tuple(os.getgroups()))
 
     # -- policy
