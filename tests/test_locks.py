@@ -325,6 +325,7 @@ async def test_a_downgrade_lets_readers_in_and_a_lost_owner_ends_its_waits() -> 
     locks.lock(wr("a"), False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait_for, locks, rd("b"), log)
+        await wait_all_tasks_blocked()  # who came first matters: b must not queue behind a waiting writer
         nursery.start_soon(wait_for, locks, wr("gone"), log)
         await wait_all_tasks_blocked()
         locks.lock(rd("a"), False)
