@@ -150,6 +150,7 @@ async def test_connections_peer_max_is_for_each_identity_but_the_owner(tmp_path:
     server = Server(Node(SMALL), ram.tree(), Policy(allow_uids=frozenset((0, 7, 8))))
     for uid, admitted in ((7, 2), (8, 2), (0, 3)):
         peer = Peer(f"uid {uid}", uid, uid, 1, "peercred")
+        server._peers.clear()
         for count in range(3):
             server._peers[uid] = count
             if count < admitted:

@@ -244,20 +244,26 @@ class Server:
             except E.FileError as e:
                 log.info("%s: refused: %s", peer.text, e)
                 sock.close()
+                await trio.lowlevel.checkpoint()  # a flood of them must not keep the loop
                 continue
-            connections.start_soon(self.connection, SocketWire(sock, peer.text), peer, requests)
+            self._peers[peer.uid] += 1  # from now on, not from when its task first runs: the next accept must see it
+            connections.start_soon(self._accepted, SocketWire(sock, peer.text), peer, requests)
 
     def _admit(self, peer: Peer) -> None:
         limits = self.node.limits
         self.policy.admit(peer)
-        if self.node.live["connections"] >= limits.connections_max:
+        if self._peers.total() >= limits.connections_max:
             raise E.Etoomany(f"{limits.connections_max} connections")
         if peer.uid not in (UNKNOWN_ID, 0, os.geteuid()) and self._peers[peer.uid] >= limits.connections_peer_max:
             raise E.Etoomany(f"{limits.connections_peer_max} connections of uid {peer.uid}")
 
     async def connection(self, wire: Wire, peer: Peer, requests: trio.Nursery) -> None:
-        """One connection to its end; what goes wrong in it ends nothing else."""
+        """As if the wire had been accepted, whatever the limits say."""
         self._peers[peer.uid] += 1
+        await self._accepted(wire, peer, requests)
+
+    async def _accepted(self, wire: Wire, peer: Peer, requests: trio.Nursery) -> None:
+        """One connection to its end; what goes wrong in it ends nothing else."""
         try:
             await serve_wire(wire, self.node, self.root, requests, self.policy, peer)
         except Exception as e:

@@ -1,0 +1,449 @@
+"""Abuse cases of the protocol and of resources over a connection, each also shown with its guard taken away."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from asks import mkdir, names, refuses
+from raw9p import RawClient, Refused, serving
+from trees import Parking, Tree
+
+from ninep import checks, synth
+from ninep.edges.listen import Server, bind_unix
+from ninep.edges.policy import Policy
+from ninep.fid import FidTable
+from ninep.file import Dir
+from ninep.limits import Limits
+from ninep.node import Node
+from ninep.proto import dotl as l
+from ninep.proto import errors as E
+from ninep.proto import messages as m
+from ninep.proto.types import F_WRLCK
+from ninep.proto.version import P2000
+from ninep.servers import ram
+from ninep.servers.ram_file import RamHandle
+
+VERSION = P2000.encode(0xFFFF, m.Tversion(8192, "9P2000"))
+CHILD_SECONDS_MAX = 20
+
+
+# -- fids and what is under way on them
+
+
+@pytest.mark.sec(55)
+@pytest.mark.hostile(34)
+async def test_a_clunk_or_remove_ends_the_reads_of_its_fid_and_frees_it_once() -> None:
+    for ending in (m.Tclunk(1), m.Tremove(1)):
+        parking = Parking()
+        async with serving(Tree(f=parking)) as server:
+            c = await server.client()
+            await c.walk(0, 1, "f")
+            await c.open(1)
+            c.send_all(
+                *((tag, m.Tread(1, 0, 10)) for tag in range(10)), (50, ending), (51, ending), (52, m.Tread(1, 0, 1))
+            )
+            got = dict([await c.recv() for _ in range(13)])
+            assert all(isinstance(got[tag], l.Rlerror) for tag in range(10))
+            assert (got[51], got[52]) == (l.Rlerror(9), l.Rlerror(9)), "it is gone once"
+            assert parking.closed == 1
+            parking.say(b"nobody reads")
+            await c.quiet()
+            assert server.node.live["handles"] == server.node.live["parked"] == 0
+
+
+@pytest.mark.sec(55)
+@pytest.mark.hostile(34)
+async def test_without_freeing_the_number_at_once_a_second_clunk_would_reach_the_fid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The control: pop is what makes the second clunk miss."""
+    monkeypatch.setattr(FidTable, "pop", FidTable.get)
+    with pytest.raises(AssertionError, match="left behind"):
+        async with serving(ram.tree()) as server:
+            c = await server.client()
+            await c.walk(0, 1)
+            c.send_all((1, m.Tclunk(1)), (2, m.Tclunk(1)))
+            assert [type(reply) for _, reply in [await c.recv(), await c.recv()]] == [m.Rclunk, m.Rclunk]
+            server.node.live["fids"] += 1  # what the client no longer has, the node still counts
+
+
+@pytest.mark.sec(59)
+async def test_without_the_release_at_clunk_a_dead_clients_lock_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the lock tests."""
+    monkeypatch.setattr(RamHandle, "unlock_owner", lambda *_: None)
+    async with serving(ram.tree()) as server:
+        c, other = await server.client(), await server.client()
+        await other.file(1, "f")
+        await other.rpc(l.Tlock(1, F_WRLCK, 0, 0, 0, 1, "me"))
+        other.close()
+        await c.quiet()
+        await c.walk(0, 1, "f")
+        await c.open(1, 2)
+        assert (await c.rpc(l.Tlock(1, F_WRLCK, 0, 0, 0, 1, "me"))).status == l.LOCK_BLOCKED
+
+
+@pytest.mark.sec(44)
+async def test_without_the_check_of_offsets_they_reach_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: the tree is asked for what no file can have."""
+    monkeypatch.setattr(checks, "check_range", lambda offset, count: None)
+    async with serving(ram.tree()) as server:
+        c = await server.client()
+        await c.file(1, "f", b"content")
+        assert await c.read(1, (1 << 64) - 1) == b"", "it was not refused"
+
+
+@pytest.mark.sec(22, 23)
+async def test_without_the_check_of_names_a_tree_is_asked_for_dotdot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a tree that does not check for itself would make a file called `..`."""
+
+    class Trusting(Dir):
+        perm = 0o777
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.made: list[str] = []
+
+        def mkdir(self, call: object, name: str, perm: int) -> Dir:  # type: ignore[override]  # a Call
+            self.made.append(name)
+            return Dir()
+
+    guarded, naked = Trusting(), Trusting()
+    async with serving(guarded) as server:
+        c = await server.client()
+        for name in ("..", ".", "", "a/b"):
+            with refuses(E.Ebadchar):
+                await c.rpc(l.Tmkdir(0, name, 0o755, 0))
+    monkeypatch.setattr(checks, "check_name", lambda name: None)
+    async with serving(naked) as server:
+        c = await server.client()
+        await c.rpc(l.Tmkdir(0, "..", 0o755, 0))
+    assert (guarded.made, naked.made) == ([], [".."])
+
+
+@pytest.mark.sec(42)
+@pytest.mark.hostile(32)
+async def test_without_the_limit_on_fids_a_client_takes_what_it_wants() -> None:
+    """The control of the fid limit's test."""
+    async with serving(ram.tree(), limits=Limits(fids_max=1 << 30, fids_node_max=1 << 30)) as server:
+        c = await server.client()
+        for first in range(1, 70_000, 1000):
+            c.send_all(*((fid - first, m.Twalk(0, fid, ())) for fid in range(first, first + 1000)))
+            for _ in range(1000):
+                assert isinstance((await c.recv())[1], m.Rwalk)
+        assert server.node.live["fids"] > Limits().fids_max
+
+
+# -- trees made to cost
+
+
+@pytest.mark.sec(101)
+async def test_ten_thousand_levels_end_in_a_refusal_and_no_recursion() -> None:
+    async with serving(ram.tree()) as server:
+        c = await server.client()
+        depth = 0
+        here, there = 1, 2
+        await c.walk(0, here)
+        with refuses(E.Enametoolong):
+            while depth < 10_000:
+                await mkdir(c, "d", fid=here)
+                await c.walk(here, there, "d")
+                await c.clunk(here)
+                here, there = there, here
+                depth += 1
+        assert depth == server.node.limits.path_depth_max
+        assert await names(c) == ["d"]
+        for _ in range(depth // 16):  # and all the way back
+            await c.walk(here, here, *[".."] * 16)
+        assert sys.getrecursionlimit() < depth
+
+
+@pytest.mark.sec(107)
+async def test_names_made_to_collide_cost_what_others_cost() -> None:
+    """Text hashes are keyed with a secret of the process; integers, whose hashes anybody can compute, name nothing."""
+    assert os.environ.get("PYTHONHASHSEED", "random") == "random"
+    alike = [f"{i:064b}".replace("0", "Aa").replace("1", "BB") for i in range(4000)]  # collide under h = 31 h + c
+    spread = [f"{i * 7919:0128}" for i in range(4000)]
+
+    async def seconds(some: list[str]) -> float:
+        async with serving(ram.tree()) as server:
+            c = await server.client()
+            start = time.process_time()
+            for first in range(0, len(some), 500):
+                c.send_all(*((i, l.Tmkdir(0, name, 0o755, 0)) for i, name in enumerate(some[first : first + 500])))
+                for _ in some[first : first + 500]:
+                    assert isinstance((await c.recv())[1], l.Rmkdir)
+            return time.process_time() - start
+
+    best = min([await seconds(spread) for _ in range(2)])
+    assert min([await seconds(alike) for _ in range(2)]) < 5 * best + 0.2
+
+
+# -- ctl
+
+
+class Machine(synth.Dir):
+    """Commands that leave a trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[tuple[str, ...]] = []
+
+    @synth.ctl
+    def say(self, *words: str) -> None:
+        """Remember words."""
+        self.said.append(words)
+
+
+@asynccontextmanager
+async def machine(limits: Limits | None = None) -> AsyncIterator[tuple[Machine, RawClient]]:
+    """A served Machine and a client whose fid 1 is its ctl, open for writing."""
+    made = Machine()
+    if limits is not None:
+        made.limits = limits
+    async with serving(made) as server:
+        c = await server.client(msize=1 << 20)
+        await c.walk(0, 1, "ctl")
+        await c.open(1, 1)
+        yield made, c
+
+
+@pytest.mark.hostile(63)
+@pytest.mark.sec(104)
+async def test_shell_and_newline_tricks_are_words_and_nothing_more(tmp_path: Path) -> None:
+    async with machine() as (made, c):
+        mark = tmp_path / "mark"
+        await c.write(1, f"say $(touch {mark}) `touch {mark}` ;touch {mark} |sh && x > {mark}\n".encode())
+        await c.write(1, b"say '; rm -rf /' 'it''s' *a*a*a* ~ \\n %s {0}\n")
+        assert not mark.exists()
+        assert made.said[1] == ("; rm -rf /", "it's", "*a*a*a*", "~", "\\n", "%s", "{0}")
+        for bad in (b"say 'a\nsay b'\n", b"say 'open\n", b"\xff\xfe say\n", b"say a\0b\n"):
+            with pytest.raises(Refused):
+                await c.write(1, bad)
+        assert len(made.said) == 2
+
+
+MONSTERS = {
+    "a megabyte": b"say " + b"x" * ((1 << 20) - 200),
+    "a line": b"say " + b"x" * 5000 + b"\n",
+    "words": b"say" + b" x" * 2000 + b"\n",
+    "quotes": b"say " + b"''" * 2000 + b"'\n",
+    "globs": b"say " + b"*a" * 2040 + b"b\n",
+    "lines": b"nothing\n" * 7000,
+}
+
+
+@pytest.mark.sec(104)
+@pytest.mark.parametrize("name", MONSTERS)
+async def test_monstrous_lines_are_refused_or_taken_in_linear_time(name: str) -> None:
+    async with machine() as (made, c):
+        start = time.process_time()
+        for _ in range(5):
+            c.send(1, m.Twrite(1, 0, MONSTERS[name][: (1 << 20) - 100]))
+            _, reply = await c.recv()
+            assert isinstance(reply, m.Rwrite if name == "globs" else l.Rlerror), reply
+        assert time.process_time() - start < 5
+        assert all(len(words) == 1 for words in made.said)
+
+
+@pytest.mark.sec(104)
+async def test_without_the_limits_a_monstrous_line_is_taken() -> None:
+    """The control: it is the limits that refuse."""
+    wide = Limits(ctl_bytes_max=1 << 30, ctl_line_bytes_max=1 << 30, ctl_words_max=1 << 30)
+    async with machine(wide) as (made, c):
+        await c.write(1, MONSTERS["words"])
+        assert len(made.said[0]) == 2000
+
+
+# -- who may connect
+
+
+@asynccontextmanager
+async def listening(path: str, limits: Limits, policy: Policy) -> AsyncIterator[Node]:
+    node = Node(limits)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Server(node, ram.tree(), policy).serve, [bind_unix(path, 0o666)])
+        yield node
+        nursery.cancel_scope.cancel()
+
+
+def answered_as(uid: int, path: str) -> bool:
+    """Whether a process of this user is answered.  Blocks; call it in a thread."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            with socket.socket(socket.AF_UNIX) as s:
+                s.settimeout(5)
+                s.connect(path)
+                s.send(VERSION)
+                code = 0 if s.recv(100) else 2
+        except (BrokenPipeError, ConnectionResetError):
+            code = 2
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + CHILD_SECONDS_MAX
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            assert code in (0, 2), "it could not even connect"
+            return code == 0
+        time.sleep(0.01)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    raise AssertionError("neither answered nor hung up")
+
+
+@pytest.mark.sec(142)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+async def test_another_users_connection_is_refused_by_what_the_kernel_says_of_it(
+    needs_root: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        path = f"{directory}/s"
+        async with listening(path, Limits(), Policy()):
+            assert await trio.to_thread.run_sync(answered_as, 0, path)
+            assert not await trio.to_thread.run_sync(answered_as, 54_321, path)
+            assert "uid 54321 may not connect" in caplog.text
+        # The control: a policy that allows him lets him in.
+        async with listening(path, Limits(), Policy(allow_uids=frozenset((0, 54_321)))):
+            assert await trio.to_thread.run_sync(answered_as, 54_321, path)
+
+
+async def silent_flood(count: int, path: str, node: Node, limits: Limits) -> None:
+    """Connect and say nothing, `count` times; at every moment only so many are kept."""
+    held: list[socket.socket] = []
+    most = 0
+    for i in range(count):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        try:
+            sock.connect(path)
+        except BlockingIOError:
+            pass  # the backlog is full for now
+        held.append(sock)
+        if i % 50 == 0:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            most = max(most, node.live["connections"])
+        if len(held) > 400:
+            held.pop(0).close()
+    assert most <= limits.connections_max
+    with trio.fail_after(limits.first_message_seconds_max + 5):
+        while node.live["connections"]:
+            await trio.sleep(0.02)
+    with socket.socket(socket.AF_UNIX) as honest:
+        start = time.monotonic()
+        honest.setblocking(False)
+        honest.connect(path)
+        honest.send(VERSION)
+        with trio.fail_after(2):
+            await trio.lowlevel.wait_readable(honest)
+        assert honest.recv(100)
+        assert time.monotonic() - start < 2
+    for sock in held:
+        sock.close()
+
+
+@pytest.mark.hostile(5)
+@pytest.mark.sec(90)
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+async def test_silent_connections_are_few_and_short(count: int, tmp_path: Path) -> None:
+    limits = Limits(connections_max=100, first_message_seconds_max=0.5)
+    path = str(tmp_path / "s")
+    async with listening(path, limits, Policy(trust_uname=True)) as node:
+        await silent_flood(count, path, node, limits)
+
+
+@pytest.mark.hostile(5)
+@pytest.mark.sec(90)
+async def test_without_the_bounds_silent_connections_are_many_and_stay(tmp_path: Path) -> None:
+    """The control."""
+    limits = Limits(connections_max=1 << 20, first_message_seconds_max=3600)
+    path = str(tmp_path / "s")
+    async with listening(path, limits, Policy(trust_uname=True)) as node:
+        held = [socket.socket(socket.AF_UNIX) for _ in range(300)]
+        for sock in held:
+            sock.connect(path)
+            await trio.testing.wait_all_tasks_blocked()
+        assert node.live["connections"] == 300
+        for sock in held:
+            sock.close()
+
+
+# -- what holding something costs
+
+
+async def grown_by(make: Callable[[int], Awaitable[None]], warm: int, count: int) -> float:
+    """Bytes that each of `count` makings keeps, after `warm` to fill caches."""
+    for i in range(warm):
+        await make(i)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for i in range(warm, warm + count):
+            await make(i)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] / count
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.sec(106)
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_an_idle_connection_takes_at_most_64_kib() -> None:
+    limits = Limits(connections_max=4000)
+    async with serving(ram.tree(), limits=limits) as server:
+
+        async def connect(_: int) -> None:
+            c = await server.client()
+            await c.walk(0, 1)
+            c._scratch = memoryview(b"")  # the test's own buffer is not the server's
+            c.buffer.clear()
+
+        each = await grown_by(connect, 20, 2000)
+        assert each <= 64 << 10, each
+        print(f"an idle connection: {each:.0f} bytes, its client's end included")
+
+
+@pytest.mark.sec(106)
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", ["ram", "host"])
+async def test_a_walked_fid_takes_at_most_1_kib(kind: str, tmp_path: Path) -> None:
+    from ninep.servers import host
+
+    count = 50_000
+    for i in range(1000):
+        (tmp_path / f"f{i:05}").touch()
+    root: Dir = host.tree(tmp_path) if kind == "host" else ram.tree()
+    async with serving(root) as server:
+        c = await server.client()
+        if kind == "ram":
+            for i in range(1000):
+                await c.rpc(l.Tmknod(0, f"f{i:05}", 0o100644, 0, 0, 0))
+
+        async def walk(i: int) -> None:
+            c.send(1, m.Twalk(0, i + 10, (f"f{i % 1000:05}",)))
+            assert isinstance((await c.recv())[1], m.Rwalk)
+
+        each = await grown_by(walk, 2000, count)
+        assert each <= 1 << 10, each
+        print(f"a walked fid ({kind}): {each:.0f} bytes")
