@@ -208,18 +208,18 @@ async def test_poll_says_readable_now_or_calls_once_when_it_may_be() -> None:
     def notify() -> None:
         calls.append("ready")
 
-    assert handle.ready(CALL, None) == 0
-    assert handle.ready(CALL, notify) == 0
-    assert handle.ready(CALL, notify) == 0
+    assert handle.ready(CALL, POLLIN, None) == 0
+    assert handle.ready(CALL, POLLIN, notify) == 0
+    assert handle.ready(CALL, POLLIN, notify) == 0
     bell.rings.put("a")
     bell.rings.put("b")
     assert calls == ["ready"]
-    assert handle.ready(CALL, notify) == POLLIN
+    assert handle.ready(CALL, POLLIN, notify) == POLLIN
     await read(handle)
     await read(handle)
-    assert handle.ready(CALL, None) == 0
+    assert handle.ready(CALL, POLLIN, None) == 0
     bell.rings.close()
-    assert handle.ready(CALL, None) == POLLIN | POLLHUP
+    assert handle.ready(CALL, POLLIN, None) == POLLIN | POLLHUP
 
 
 async def test_a_closed_stream_is_read_to_its_end_and_then_is_at_end_of_file() -> None:

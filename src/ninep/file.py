@@ -129,8 +129,11 @@ class Handle:
         """copy_file_range(2) to another handle of the same tree; the bytes copied."""
         raise E.Exdev
 
-    def ready(self, call: Call, notify: Callable[[], None] | None) -> int:
-        """poll(2) bits that hold now.  With `notify`, and nothing ready: call it once when that may have changed."""
+    def ready(self, call: Call, events: int, notify: Callable[[], None] | None) -> int:
+        """poll(2) bits that hold now.  With `notify`, and none of `events` among them: call it once when that may change.
+
+        POLLHUP and POLLERR always count as asked for (poll(2)).
+        """
         return 0x145  # POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM, as a regular file answers
 
     def entries(self, call: Call, cookie: int, count: int) -> Answer[Sequence[Entry]]:

@@ -465,8 +465,8 @@ class Session(TreeOps, Generic[M]):
         c.need(call, c.LOCK)
         return self._handle(fid).getlock(call, lock)
 
-    def ready(self, call: Call, fid: Fid, notify: Callable[[], None] | None) -> int:
-        return self._handle(fid).ready(call, notify)
+    def ready(self, call: Call, fid: Fid, events: int, notify: Callable[[], None] | None) -> int:
+        return self._handle(fid).ready(call, events, notify)
 
     def flush_handle(self, call: Call, fid: Fid) -> Answer[None]:
         """close(2) of one of the descriptors of an open (FUSE FLUSH)."""

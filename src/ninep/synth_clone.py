@@ -82,8 +82,8 @@ class CloneHandle(Handle):
     def flush(self, call: Call) -> Answer[None]:
         return self._inner.flush(call)
 
-    def ready(self, call: Call, notify: Callable[[], None] | None) -> int:
-        return self._inner.ready(call, notify)
+    def ready(self, call: Call, events: int, notify: Callable[[], None] | None) -> int:
+        return self._inner.ready(call, events, notify)
 
     def close(self, call: Call) -> Answer[None]:
         return self._inner.close(call)

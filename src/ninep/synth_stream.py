@@ -142,14 +142,15 @@ class Queue:
             raise E.Ewouldblock
         return self._wait(count)
 
-    def ready(self, notify: Callable[[], None] | None) -> int:
-        if self.is_ready:
-            return POLLIN | (POLLHUP if self.is_done else 0)
+    def ready(self, events: int, notify: Callable[[], None] | None) -> int:
+        now = POLLIN | (POLLHUP if self.is_done else 0) if self.is_ready else 0
+        if now & (events | POLLHUP):
+            return now
         if notify is not None and notify not in self._notify:
             self._notify.append(notify)
             del self._notify[:-POLLERS_MAX]
         self._feed()
-        return 0
+        return now
 
     async def _wait(self, count: int) -> bytes:
         ticket = object()
@@ -231,8 +232,8 @@ class StreamHandle(SynthHandle):
     def read(self, call: Call, offset: int, count: int) -> Answer[bytes]:
         return self._queue.read(count, park=self._park)
 
-    def ready(self, call: Call, notify: Callable[[], None] | None) -> int:
-        return self._queue.ready(notify)
+    def ready(self, call: Call, events: int, notify: Callable[[], None] | None) -> int:
+        return self._queue.ready(events, notify)
 
     def closing(self, call: Call) -> Answer[None]:
         self._queue.close()

@@ -314,7 +314,7 @@ async def _bad_arguments_of_a_handle(tree: Tree, where: str, handle: Handle, omo
         ("copy_range to a stranger", lambda: handle.copy_range(call, 0, Handle(), 0, 10)),
         ("flush", lambda: handle.flush(call)),
         ("fsync", lambda: handle.fsync(call, True)),
-        ("ready", lambda: handle.ready(call, None)),
+        ("ready", lambda: handle.ready(call, 1, None)),
     ):
         if omode & 3 == OREAD and what.startswith(("copy_range", "allocate")):
             continue  # the Session has refused it by the mode

@@ -127,13 +127,13 @@ class FileIO:
     # -- readiness
 
     def do_poll(self, asked: Asked) -> Answer[Body]:
-        fh, kh, flags, _ = asked.args
+        fh, kh, flags, events = asked.args
         fid = self._opens.get(fh).fid
         notify = None
         if flags & p.POLL_SCHEDULE_NOTIFY:
             device = self._mount.device
             notify = lambda: device.write(p.poll_wakeup(kh))  # it takes no lock that a request could hold
-        return p.POLL_OUT.pack(self._session.ready(asked.call, fid, notify) & 0xFFFFFFFF)
+        return p.POLL_OUT.pack(self._session.ready(asked.call, fid, events, notify) & 0xFFFFFFFF)
 
     # -- locks
 

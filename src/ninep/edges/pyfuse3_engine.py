@@ -82,7 +82,8 @@ async def serve_pyfuse3(
     if not _in_use.acquire(blocking=False):
         raise E.Einuse("pyfuse3 serves one mount to a process")
     try:
-        from .pyfuse3_engine_ops import Adapter, InodeOperations, Replies
+        from .pyfuse3_engine_ops import Adapter, Replies
+        from .pyfuse3_engine_tree import InodeOperations
 
         if mounted is None:
             mounted = await trio.to_thread.run_sync(fuse_mount.mount, mountpoint, options.mount)

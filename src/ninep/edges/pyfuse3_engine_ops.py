@@ -1,8 +1,7 @@
 """What pyfuse3 calls, turned into the requests that our own engine handles: the same handlers behind another library.
 
 A request is put as the kernel put it, goes through Session.serve to the handler of fuse_ops, fuse_open or fuse_io, and
-the body of the reply is taken apart again into pyfuse3's objects.  Only directory reads are written here, because
-pyfuse3 wants an entry's attributes with each name, and the node ids, because it has one number for node and file.
+the body of the reply is taken apart again into pyfuse3's objects.
 """
 
 from __future__ import annotations
@@ -11,118 +10,29 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Final, cast
 
 import pyfuse3
 import trio
 
-from ninep.answer import Answer, answering, settle
-from ninep.fid import Fid
-from ninep.file import Call, File
+from ninep.answer import settle
+from ninep.file import Call
 from ninep.proto import errors as E
 from ninep.proto import fuse as p
-from ninep.proto.types import Entry, Stat
+from ninep.proto.types import W_WANT, Entry
 
-from .fuse_device import HEADER, Asked, Body, Filled, FuseMount, Row
-from .fuse_io import DOT_COOKIES, FileIO
-from .fuse_nodes import Known, Nodes
-from .fuse_open import Opens
-from .fuse_ops import Operations, attributes
+from .fuse_device import HEADER, Asked, Filled, FuseMount, Row
+from .fuse_io import DOT_COOKIES
+from .fuse_nodes import Known
+from .pyfuse3_engine_attr import attributes_of, dot, entry_of, wake
+from .pyfuse3_engine_tree import InodeOperations
 from .pyfuse3_engine_watch import Waiter, Watch, group_of
 
-T = TypeVar("T")
-Steps = Generator[Answer[Any], Any, T]
-
-READDIR_BYTES: Final = 4096  # what the kernel's first buffer holds; pyfuse3 does not say how large it is
-FRESH: Final = 1 << 63  # node ids from here on are ours; below they are qid paths
 NOW_NS: Final = 1_000_000  # a time so little ago is the "now" that libfuse has made a number of
+U64: Final = (1 << 64) - 1
+POLLIN: Final = 0x1 | 0x40  # with POLLRDNORM: pyfuse3 does not say what was asked, and streams are read
 NAMELESS: Final = 0  # the caller of what pyfuse3 names no caller for
-
-
-class InodeNodes(Nodes):
-    """Node ids that are qid paths, as pyfuse3 tells one number for both; snapshots have numbers of their own."""
-
-    def __init__(self, root: Fid, mode: int, live: dict[str, int]) -> None:
-        super().__init__(root, mode, live)
-        self._fresh = itertools.count(FRESH)
-
-    def _number(self, key: int) -> int:
-        if p.ROOT_ID < key < FRESH and key not in self._by_id:
-            return key
-        return next(number for number in self._fresh if number not in self._by_id)
-
-
-class Listing(FileIO):
-    """Directory entries with their attributes."""
-
-    nodes: Nodes
-
-    @answering
-    def plus(self, call: Call, parent: Known, entry: Entry) -> Steps[bytes]:
-        """The entry of one name, which the kernel knows from here on; raises nothing that a file says.
-
-        What the kernel may not keep is not rendered for a listing: it is told the file and not the snapshot, and will
-        look the name up before it uses it.
-        """
-        st: Stat | None = None
-        try:
-            fid: Fid | None
-            _, fid = yield self._session.walk(call, parent.fid, (entry.name,))
-            if fid is None:
-                raise E.Enonexist(entry.name)
-            if fid.file.entry_seconds and self._mount.options.cache:
-                found: bytes = yield self._found(call, parent, fid)
-                return found
-            st = yield self._session.stat(call, fid)
-        except E.FileError:
-            # Not the caller's to see, or gone by now: the name is told, and its own LOOKUP says why.
-            fid = Fid(Refused(entry), None, call, parent.fid.root)
-        if st is None or st.qid.path != entry.qid.path:
-            st = Stat(entry.qid, entry.dtype << 12)
-        known = self.nodes.find(st.qid.path)
-        known = self.nodes.look_up(known.fid if known is not None else fid, st, frozen=False)
-        return p.ENTRY_OUT.pack(known.id, 0, 0, 0, 0, 0, *attributes(st))
-
-
-class Refused(File):
-    """A name that was listed and may not be walked to: it refuses everything."""
-
-    def __init__(self, entry: Entry) -> None:
-        self.qid = entry.qid
-        self.perm = 0
-
-
-class InodeOperations(Operations):
-    """The operations of a mount that pyfuse3 serves."""
-
-    io: Listing
-
-    @answering
-    def start(self) -> Steps[None]:
-        """Attach, and take requests from now on."""
-        mount = self.mount
-        call = mount.callers.call(os.geteuid(), os.getegid(), os.getpid())
-        root: Fid = yield self.session.attach(call, mount.options.aname)
-        st: Stat = yield root.file.stat(call)
-        self.nodes = InodeNodes(root, st.st_mode, mount.node.live)
-        self.opens = Opens(mount, self.nodes, self.made)
-        if mount.options.cache and (root.file.entry_seconds or root.file.attr_seconds):
-            self.subscribe(self.nodes.get(p.ROOT_ID))
-        self.io = Listing(mount, self.opens, self.found)
-        self.io.nodes = self.nodes
-        handlers: dict[str, Callable[[Asked], Answer[Body]]] = {}
-        for part in (self, self.opens, self.io):
-            handlers |= {op.name: getattr(part, "do_" + op.name) for op in p.OPCODES.values()
-                         if hasattr(part, "do_" + op.name)}  # fmt: skip
-        handlers["readdirplus"] = cast("Callable[[Asked], Answer[Body]]", self.do_entries)
-        mount.set_operations(handlers, {})
-
-    def do_entries(self, asked: Asked) -> Answer[Sequence[Entry]]:
-        """The entries that follow an offset; their attributes are asked for one by one."""
-        fh, offset = asked.args
-        opened = self.opens.get(fh)
-        return self.io._entries(asked, opened, offset, READDIR_BYTES)
 
 
 class Replies:
@@ -248,17 +158,41 @@ class Adapter(pyfuse3.Operations):
             times |= p.FATTR_MTIME if fields.update_mtime else 0
         atime, atime_ns = divmod(attr.st_atime_ns, 1_000_000_000)
         mtime, mtime_ns = divmod(attr.st_mtime_ns, 1_000_000_000)
-        rest = (fh or 0, attr.st_size, 0, atime & FRESH * 2 - 1, mtime & FRESH * 2 - 1, 0, atime_ns, mtime_ns, 0,
+        rest = (fh or 0, attr.st_size, 0, atime & U64, mtime & U64, 0, atime_ns, mtime_ns, 0,
                 attr.st_mode & 0o7777, attr.st_uid, attr.st_gid)  # fmt: skip
         try:
             return attributes_of(await self._by("setattr", inode, ctx, valid | times, *rest))
         except pyfuse3.FUSEError as e:
-            now = p.FATTR_ATIME_NOW * bool(times & p.FATTR_ATIME) | p.FATTR_MTIME_NOW * bool(times & p.FATTR_MTIME)
-            said = attr.st_atime_ns if times & p.FATTR_ATIME else attr.st_mtime_ns
-            if e.errno != errno.EPERM or not times or not 0 <= time.time_ns() - said < NOW_NS:
+            if e.errno != errno.EPERM:
                 raise
+        if valid | times == p.FATTR_MODE:
+            return await self._without_set_id(inode, attr.st_mode & 0o7777, ctx)
+        said = attr.st_atime_ns if times & p.FATTR_ATIME else attr.st_mtime_ns
+        if not times or not 0 <= time.time_ns() - said < NOW_NS:
+            raise pyfuse3.FUSEError(errno.EPERM)
         # libfuse turned "now" into a number, which only the owner may set; "now" every writer may.
-        return attributes_of(await self._by("setattr", inode, ctx, valid | times | now, *rest))
+        times |= p.FATTR_ATIME_NOW if times & p.FATTR_ATIME else 0
+        times |= p.FATTR_MTIME_NOW if times & p.FATTR_MTIME else 0
+        return attributes_of(await self._by("setattr", inode, ctx, valid | times, *rest))
+
+    async def _without_set_id(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """What the kernel asks before another's write to a set-id file, in the writer's name: libfuse wants it so.
+
+        Whoever may write may have that, as the write would do it.  Raises EPERM for any other change of mode.
+        """
+        call = self._mount.callers.call(ctx.uid, ctx.gid, ctx.pid)
+        try:
+            file = self._operations.nodes.get(inode).fid.file
+            st = await settle(file.stat(call))
+            if mode & ~st.st_mode or (st.st_mode & 0o7777 ^ mode) & ~0o6000:
+                raise E.Eperm
+            await settle(file.access(call, W_WANT))
+        except E.FileError:
+            raise pyfuse3.FUSEError(errno.EPERM) from None
+        own = self._mount.callers.call(os.geteuid(), os.getegid(), os.getpid())
+        fields = (p.FATTR_MODE, 0, 0, 0, 0, 0, 0, 0, 0, 0, mode, 0, 0)
+        body = await self._ask("setattr", inode, own, (ctx.pid, call.pid, 0), *fields)
+        return attributes_of(cast(bytes, body))
 
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         return await self._by("readlink", inode, ctx)
@@ -358,7 +292,7 @@ class Adapter(pyfuse3.Operations):
         try:
             opened = self._operations.opens.get(fh)
             call = self._mount.callers.call(ctx.uid, ctx.gid, ctx.pid)
-            return self._mount.session.ready(call, opened.fid, notify) & 0xFFFFFFFF
+            return self._mount.session.ready(call, opened.fid, POLLIN, notify) & 0xFFFFFFFF
         except E.FileError as e:
             raise pyfuse3.FUSEError(e.errno) from None
         except Exception as e:
@@ -403,66 +337,3 @@ class Adapter(pyfuse3.Operations):
     async def releasedir(self, fh: int) -> None:
         self._groups.pop(fh, None)
         await self._on("releasedir", fh, 0, 0, 0)
-
-
-def entry_of(body: bytes) -> pyfuse3.EntryAttributes:
-    """The reply to a LOOKUP.
-
-    pyfuse3 says one number for the node and for st_ino.  Where they differ the kernel is told to ask for the
-    attributes, because GETATTR can say another.
-    """
-    nodeid, _, entry_s, attr_s, entry_ns, attr_ns, *fields = p.ENTRY_OUT.unpack_from(body)
-    attr = _filled(fields)
-    attr.entry_timeout = entry_s + entry_ns / 1e9
-    attr.attr_timeout = attr_s + attr_ns / 1e9 if nodeid == attr.st_ino else 0
-    attr.st_ino = nodeid
-    return attr
-
-
-def attributes_of(body: bytes) -> pyfuse3.EntryAttributes:
-    """The reply to a GETATTR; st_ino is the qid path."""
-    seconds, ns, *fields = p.ATTR_OUT.unpack_from(body)
-    attr = _filled(fields)
-    attr.attr_timeout = seconds + ns / 1e9
-    return attr
-
-
-def dot(file: File) -> pyfuse3.EntryAttributes:
-    """What `.` and `..` need; the kernel makes no node of them."""
-    attr = pyfuse3.EntryAttributes()
-    attr.st_ino = file.qid.path
-    attr.st_mode = file.kind
-    attr.entry_timeout = attr.attr_timeout = 0
-    return attr
-
-
-def wake(handle: pyfuse3.PollHandle) -> None:
-    """Tell the kernel that a file may be ready; raises nothing, for nobody may be left to hear it."""
-    try:
-        handle.notify()
-    except (OSError, RuntimeError):
-        pass
-
-
-def _filled(fields: Sequence[int]) -> pyfuse3.EntryAttributes:
-    ino, size, blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, nlink, uid, gid, rdev, blksize, _ = (
-        fields
-    )
-    attr = pyfuse3.EntryAttributes()
-    attr.st_ino = ino
-    attr.st_size = size
-    attr.st_blocks = blocks
-    attr.st_atime_ns = _signed(atime) * 1_000_000_000 + atime_ns
-    attr.st_mtime_ns = _signed(mtime) * 1_000_000_000 + mtime_ns
-    attr.st_ctime_ns = _signed(ctime) * 1_000_000_000 + ctime_ns
-    attr.st_mode = mode
-    attr.st_nlink = nlink
-    attr.st_uid = uid
-    attr.st_gid = gid
-    attr.st_rdev = rdev
-    attr.st_blksize = blksize
-    return attr
-
-
-def _signed(seconds: int) -> int:
-    return seconds - (1 << 64) if seconds >= 1 << 63 else seconds
