@@ -303,6 +303,14 @@ def change_owner(m: Mount) -> None:
     assert (st.st_uid, st.st_gid) == (1234, 4321)
 
 
+@check(dialects=(P2000,))
+def chown_says_nothing(m: Mount) -> None:
+    """The record has no numbers of users; the client reports success, and the host finds the owner unchanged."""
+    path = m.here / "file"
+    path.touch()
+    os.chown(path, 1234, 4321)
+
+
 @check()
 def change_times(m: Mount) -> None:
     path = m.here / "file"

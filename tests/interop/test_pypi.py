@@ -109,6 +109,16 @@ def test_p9fs_knows_what_is_missing_by_number_only(fs: Any) -> None:
             fs.exists("missing")
 
 
+@pytest.mark.feature("judge-p9fs")
+@pytest.mark.parametrize("fs", [("9P2000.L", "ram")], indirect=True, ids=["9P2000.L"])
+def test_p9fs_copies_with_frames_larger_than_agreed(fs: Any) -> None:
+    """Over .L its cp_file puts msize bytes of data into one Twrite: the frame is refused, and the connection ends."""
+    with fs.open("copied", "wb") as f:
+        f.write(b"x" * 20_000)
+    with pytest.raises((BrokenPipeError, ConnectionResetError, EOFError)):
+        fs.cp_file("copied", "copy")
+
+
 # -- pyroute2's client on our server
 
 
