@@ -30,10 +30,12 @@ class Server:
 
 
 @contextmanager
-def ninep(bench: Bench, directory: Path) -> Iterator[Server]:
+def ninep(bench: Bench, directory: Path, nofile: int = 0) -> Iterator[Server]:
+    """Our server; `nofile` is its limit of open files, 0 that of whoever asks."""
     port = free_port()
     command = [NINEP, "serve", f"host:{directory}", "--listen", f"9p://127.0.0.1:{port}", "--trust-uname", "--quiet"]
-    with running(bench.pinned(command), lambda: answers(port)) as process:
+    limited = ["prlimit", f"--nofile={nofile}:{nofile}", *command] if nofile else command
+    with running(bench.pinned(limited), lambda: answers(port)) as process:
         yield Server(process.pid, port, "")
 
 
