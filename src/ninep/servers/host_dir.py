@@ -51,21 +51,27 @@ class HostDir(Node, Dir):
         export = self.export
         raw = self._name(name)
         held = self.held
-        # A lookup that the kernel's caches can answer is made here; any other too, until the disk has made one wait.
-        if held is not None and export.inline and export.openat2 and not export.native:
-            try:
-                child = Held(sys.openat2(held.fd, raw, sys.HOW if export.in_memory else sys.HOW_CACHED))
-                if self.parent is not None:  # beneath the root itself is inside
-                    self.inside(child.fd)
-                return intern(export, self, name, child)
-            except FileNotFoundError:
-                raise E.Enonexist from None
-            except (OSError, E.Estale):
-                # A name that is not there is in no cache: each create() asks for one; a thread costs ten of them.
-                if not export.in_memory and export.is_disk_slow():
-                    return export.slow(call, False, self._walk, raw, name)
-                return export.timed(call, self._walk, raw, name)
-        return export.run(call, self._walk, raw, name)
+        if held is None or not export.inline or export.native or not export.openat2:
+            return export.run(call, self._walk, raw, name)
+        # On a disk that made a lookup wait lately, one that the kernel's caches cannot answer is made by a worker.
+        # Else all are made here: each create() asks for a name that no cache has, and a thread costs ten such calls.
+        is_slow = not export.in_memory and export.is_disk_slow()
+        start_ns = 0 if export.in_memory else export.env.now_ns()
+        try:
+            child = Held(sys.openat2(held.fd, raw, sys.HOW_CACHED if is_slow else sys.HOW))
+            if self.parent is not None:  # beneath the root itself is inside
+                self.inside(child.fd)
+            node = intern(export, self, name, child)
+        except FileNotFoundError:
+            raise E.Enonexist from None
+        except (OSError, E.Estale):
+            if is_slow:
+                return export.slow(call, False, self._walk, raw, name)
+            return export.run(call, self._walk, raw, name)
+        finally:
+            if start_ns:
+                export.note_wait(start_ns)
+        return node
 
     def _walk(self, raw: bytes, name: str) -> Node:
         export = self.export

@@ -120,15 +120,11 @@ class Export:
         """Whether a lookup lately had to wait: then one that may wait is a worker's."""
         return self.env.now_ns() < self._slow_until
 
-    def timed(self, call: Call, op: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """op(*args) here and now, and a note if it took long."""
-        start_ns = self.env.now_ns()
-        try:
-            return self._act(call, op, *args, **kwargs)
-        finally:
-            now_ns = self.env.now_ns()
-            if now_ns - start_ns > DISK_NS_MAX:
-                self._slow_until = now_ns + DISK_SLOW_NS
+    def note_wait(self, start_ns: int) -> None:
+        """A lookup that began then has ended: if it took long, the disk is a slow one for a while."""
+        now_ns = self.env.now_ns()
+        if now_ns - start_ns > DISK_NS_MAX:
+            self._slow_until = now_ns + DISK_SLOW_NS
 
     async def slow(self, call: Call, changes: bool, op: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """op on a worker thread of this export's.  Etimedout after Limits.host_seconds_max, queueing included.
