@@ -343,6 +343,7 @@ async def test_locks_max_is_the_sessions() -> None:
 # -- trees
 
 
+@pytest.mark.sec(45)
 async def test_ram_bytes_max_is_answered_full_and_removal_gives_back() -> None:
     async with serving(ram.tree(SMALL), limits=SMALL) as server:
         c = await server.client()
@@ -356,6 +357,7 @@ async def test_ram_bytes_max_is_answered_full_and_removal_gives_back() -> None:
         await c.file(1, "g", bytes(60_000))
 
 
+@pytest.mark.sec(45)
 async def test_ram_files_max_is_answered_full_and_removal_gives_back() -> None:
     async with serving(ram.tree(SMALL), limits=SMALL) as server:
         c = await server.client()

@@ -365,6 +365,18 @@ async def test_without_the_bound_on_queued_replies_memory_grows_with_the_request
 
 @pytest.mark.hostile(17)
 @pytest.mark.sec(97)
+async def test_without_the_deadline_for_taking_replies_he_stays(autojump_clock: trio.testing.MockClock) -> None:
+    """The control."""
+    async with serving(ram.tree(), limits=Limits(send_seconds_max=1e9, queued_bytes_max=1 << 20)) as server:
+        c = await server.client(msize=65536)
+        await c.file(1, "f", b"x" * 60_000)
+        await Pump(c).push(c.dialect.encode(1, m.Tread(1, 0, 60_000)), 1 << 20)
+        await trio.sleep(7200)
+        assert server.node.live["sessions"] == 1
+
+
+@pytest.mark.hostile(17)
+@pytest.mark.sec(97)
 async def test_a_slow_reader_who_takes_something_is_kept_and_his_flush_is_heard(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -557,6 +569,7 @@ def test_any_body_under_any_type_is_answered_or_hung_up(version: bytes, said: li
 
 
 @pytest.mark.hostile(18)
+@pytest.mark.sec(51)
 @pytest.mark.logs("internal error")
 async def test_an_exception_that_a_decoder_lets_out_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: were the codec to let another exception out, these tests would fail."""

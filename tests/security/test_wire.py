@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import fuse_mounts
 import pytest
 import trio
 import trio.testing
@@ -24,16 +26,19 @@ from ninep import checks, synth
 from ninep.edges.listen import Server, bind_unix
 from ninep.edges.policy import Policy
 from ninep.fid import FidTable
-from ninep.file import Dir
+from ninep.file import Call, Dir
 from ninep.limits import Limits
 from ninep.node import Node
+from ninep.observe import Events
 from ninep.proto import dotl as l
 from ninep.proto import errors as E
 from ninep.proto import messages as m
 from ninep.proto.types import F_WRLCK
 from ninep.proto.version import P2000
+from ninep.requests import Requests
 from ninep.servers import ram
 from ninep.servers.ram_file import RamHandle
+from ninep.session import Session
 
 VERSION = P2000.encode(0xFFFF, m.Tversion(8192, "9P2000"))
 CHILD_SECONDS_MAX = 20
@@ -145,6 +150,56 @@ async def test_without_the_limit_on_fids_a_client_takes_what_it_wants() -> None:
         assert server.node.live["fids"] > Limits().fids_max
 
 
+@pytest.mark.sec(53)
+async def test_without_the_check_of_tags_one_tag_gets_two_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the duplicate tag's test."""
+    monkeypatch.setattr(Requests, "__contains__", lambda self, key: False)
+    parking = Parking()
+    async with serving(Tree(f=parking)) as server:
+        c = await server.client()
+        await c.walk(0, 1, "f")
+        await c.open(1)
+        c.send(7, m.Tread(1, 0, 10))
+        await c.quiet()
+        c.send(7, l.Tgetattr(0, 1))
+        assert isinstance((await c.recv())[1], l.Rgetattr)
+        parking.say(b"first")
+        assert (await c.recv())[0] == 7
+
+
+@pytest.mark.sec(54)
+async def test_without_waiting_for_the_old_request_a_reply_follows_its_rflush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the flush tests: an Rflush at once would be overtaken."""
+
+    def hasty(self: Requests[object], key: int, oldkey: int, done: object) -> None:
+        self.sink.reply(key, done)
+
+    monkeypatch.setattr(Requests, "flush", hasty)
+    parking = Parking()
+    async with serving(Tree(f=parking)) as server:
+        c = await server.client()
+        await c.walk(0, 1, "f")
+        await c.open(1)
+        c.send_all((1, m.Tread(1, 0, 10)), (2, m.Tflush(1)))
+        assert await c.recv() == (2, m.Rflush())
+        parking.say(b"too late")
+        assert isinstance((await c.recv())[1], m.Rread)
+
+
+@pytest.mark.sec(57)
+async def test_without_the_check_of_the_direction_a_reader_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: it is the Session that keeps to the mode a fid was opened in."""
+    opened = Session.opened
+    monkeypatch.setattr(Session, "opened", lambda self, fid, handle, omode: opened(self, fid, handle, 2))
+    async with serving(ram.tree()) as server:
+        c = await server.client()
+        await c.file(1, "f", b"content")
+        await c.walk(0, 2, "f")
+        await c.open(2, 0)
+        await c.write(2, b"CON")
+        assert await c.read(1) == b"CONtent"
+
+
 # -- trees made to cost
 
 
@@ -167,6 +222,21 @@ async def test_ten_thousand_levels_end_in_a_refusal_and_no_recursion() -> None:
         for _ in range(depth // 16):  # and all the way back
             await c.walk(here, here, *[".."] * 16)
         assert sys.getrecursionlimit() < depth
+
+
+@pytest.mark.sec(101)
+async def test_without_the_limit_on_depth_a_client_goes_deeper() -> None:
+    """The control."""
+    async with serving(ram.tree(), limits=Limits(path_depth_max=1 << 30)) as server:
+        c = await server.client()
+        for here in range(5000):
+            fid = here % 2 + 1
+            if here == 0:
+                await c.walk(0, fid)
+            await mkdir(c, "d", fid=fid)
+            await c.walk(fid, 3 - fid, "d")
+            await c.clunk(fid)
+        assert server.node.live["fids"] == 2
 
 
 @pytest.mark.sec(107)
@@ -387,6 +457,32 @@ async def test_without_the_bounds_silent_connections_are_many_and_stay(tmp_path:
             sock.close()
 
 
+# -- a server's own mount
+
+
+EXPORTER = """
+import sys
+from ninep.servers import host
+try:
+    host.tree(sys.argv[1], force=sys.argv[2] == "force")
+    print("exported")
+except Exception as e:
+    print(e)
+"""
+
+
+@pytest.mark.hostile(62)
+def test_a_mount_of_ninep_is_not_exported_again_unless_forced(tmp_path: Path, needs_fuse: None) -> None:
+    def export(directory: Path, force: str = "") -> str:
+        argv = [sys.executable, "-c", EXPORTER, str(directory), force]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=True).stdout
+
+    with fuse_mounts.serving("ram", tmp_path) as mount:
+        assert "it is a mount of ninep" in export(mount.dir)
+        assert export(mount.dir, "force") == "exported\n", "the control: without the guard it is"
+        assert export(tmp_path) == "exported\n", "a directory around it is; the mount in it is a name without content"
+
+
 # -- what holding something costs
 
 
@@ -431,17 +527,19 @@ async def test_a_walked_fid_takes_at_most_1_kib(kind: str, tmp_path: Path) -> No
     from ninep.servers import host
 
     count = 50_000
-    for i in range(1000):
-        (tmp_path / f"f{i:05}").touch()
+    files = count + 2000  # a file of its own for each
     root: Dir = host.tree(tmp_path) if kind == "host" else ram.tree()
-    async with serving(root) as server:
+    few = Events(time.monotonic_ns, slots=1024)  # the ring of events is full by then, and none of a fid's
+    async with serving(root, node=Node(events=few)) as server:
         c = await server.client()
-        if kind == "ram":
-            for i in range(1000):
-                await c.rpc(l.Tmknod(0, f"f{i:05}", 0o100644, 0, 0, 0))
+        for i in range(files):
+            if kind == "ram":
+                root.create(Call(), f"f{i:05}", 0o644, 1)
+            else:
+                (tmp_path / f"f{i:05}").touch()
 
         async def walk(i: int) -> None:
-            c.send(1, m.Twalk(0, i + 10, (f"f{i % 1000:05}",)))
+            c.send(1, m.Twalk(0, i + 10, (f"f{i:05}",)))
             assert isinstance((await c.recv())[1], m.Rwalk)
 
         each = await grown_by(walk, 2000, count)
