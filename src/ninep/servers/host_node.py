@@ -174,6 +174,8 @@ class Node(File):
     # -- metadata
     def stat(self, call: Call) -> Answer[Stat]:
         held = self.held
+        if held is None and self.opens:
+            held = self.opens[0]  # as good, and just after a create all there is
         if held is not None and self.export.inline:
             self.recent = True
             st = os.stat(held.fd)
