@@ -151,7 +151,10 @@ class Connection:
             await self.wake.wait()
 
     async def room(self) -> None:
-        """Backpressure: blocks until the peer has taken half of what may be queued."""
+        """Backpressure: blocks until the peer has taken half of what may be queued.
+
+        Nothing is read meanwhile, a Tflush neither: its Rflush would wait behind the replies that are not taken.
+        """
         self._room = Gate()
         await self._room.wait()
 
