@@ -34,7 +34,7 @@ Ownership = Literal["squash", "native"]
 NOBODY_ID = 65534  # who an unproven caller of a native export is: never the server, never root
 ROOT_SECONDS = 1  # how long the root's own name is believed
 SCRATCH_BYTES = 65_536
-DISK_NS_MAX = 2_000_000  # what a lookup may take on the serving thread before the next ones go to workers
+DISK_NS_MAX = 6_000_000  # what a lookup may take on the serving thread before the next ones go to workers
 DISK_SLOW_NS = 1_000_000_000  # for so long
 _pack_identity = struct.Struct("=QQQ").pack
 
