@@ -1,4 +1,4 @@
-"""The half of Session that changes trees: create, remove, rename, link, wstat, xattr.
+"""The part of Session that changes trees: create, remove, rename, link, wstat.
 
 Every change passes one gate of rights (checks.need) and one rule of permission (File.access, File.may_wstat) here;
 what is refused has changed nothing.
@@ -7,14 +7,13 @@ what is refused has changed nothing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Any, TypeVar
 
 from . import checks as c
 from .answer import Answer, answering
-from .fid import Fid, Way, Xattr
+from .fid import Fid, Way
 from .file import Call, Dir, File, Handle, want_of
-from .limits import Limits
 from .proto import errors as E
 from .proto.types import (
     DMAPPEND,
@@ -29,13 +28,12 @@ from .proto.types import (
     RENAME_NOREPLACE,
     W_WANT,
     X_WANT,
-    XATTR_CREATE,
-    XATTR_REPLACE,
     Change,
     Qid,
     Stat,
     StatFs,
 )
+from .session_xattr import XattrOps
 
 T = TypeVar("T")
 Steps = Generator[Answer[Any], Any, T]
@@ -44,11 +42,8 @@ S_ISUGID = 0o6000
 CREATE_TRIES = 3  # open-or-create races with another's create or remove; each round is one loss of that race
 
 
-class TreeOps(ABC):
-    """Mixed into Session, which keeps the fids and handles."""
-
-    limits: Limits
-    xattr_bytes: int  # what attribute fids hold, or will hold once they are written
+class TreeOps(XattrOps, ABC):
+    """What Session does to trees."""
 
     @abstractmethod
     def opened(self, fid: Fid, handle: Handle, omode: int) -> None: ...
@@ -263,8 +258,9 @@ class TreeOps(ABC):
     def wstat(self, call: Call, fid: Fid, change: Change, name: str | None = None) -> Steps[None]:
         """Rename within the directory and change attributes: all of it or none (stat(5)).
 
-        A size, on a fid open for writing, is ftruncate(2); Linux sends "now" for the times with it.  Everything is checked before anything is done; the
-        rename comes first because it alone can still be undone when the other fails.
+        A size, on a fid open for writing, is ftruncate(2); Linux sends "now" for the times with it.  Everything is
+        checked before anything is done; the rename comes first, because it alone can still be undone when the other
+        fails.
         """
         if fid.is_auth or fid.xattr is not None:
             raise E.Ebadusefid("not a file")
@@ -312,113 +308,9 @@ class TreeOps(ABC):
         c.need(call, c.GETATTR)
         return fid.file.statfs(call)
 
-    # -- extended attributes
-
-    def listxattr(self, call: Call, fid: Fid) -> Answer[Sequence[str]]:
-        c.need(call, c.XATTR)
-        return fid.file.listxattr(call)
-
-    def getxattr(self, call: Call, fid: Fid, name: str) -> Answer[bytes]:
-        c.need(call, c.XATTR)
-        _xattr_name(name)
-        return fid.file.getxattr(call, name)
-
-    @answering
-    def setxattr(self, call: Call, fid: Fid, name: str, value: bytes, flags: int) -> Steps[None]:
-        c.need(call, c.XATTR)
-        c.need(call, c.SETATTR)
-        _xattr_name(name)
-        if len(value) > self.limits.xattr_bytes_max:
-            raise E.E2big(name)
-        yield fid.file.access(call, W_WANT)
-        yield fid.file.setxattr(call, name, value, flags)
-
-    @answering
-    def removexattr(self, call: Call, fid: Fid, name: str) -> Steps[None]:
-        c.need(call, c.XATTR)
-        c.need(call, c.SETATTR)
-        _xattr_name(name)
-        yield fid.file.access(call, W_WANT)
-        yield fid.file.removexattr(call, name)
-
-    @answering
-    def xattr_walk(self, call: Call, fid: Fid, name: str) -> Steps[tuple[Fid, int]]:
-        """Txattrwalk: a fid that reads an attribute, or with an empty name the list of their names."""
-        if name:
-            data: bytes = yield self.getxattr(call, fid, name)
-        else:
-            names: Sequence[str] = yield self.listxattr(call, fid)
-            data = b"".join(n.encode("utf-8", "surrogateescape") + b"\0" for n in names)
-        self._hold_xattr(len(data))
-        new = Fid(fid.file, fid.way, fid.call, fid.root)
-        new.xattr = Xattr(fid.file, name, data, len(data), 0, writing=False)
-        return new, len(data)
-
-    @answering
-    def xattr_create(self, call: Call, fid: Fid, name: str, size: int, flags: int) -> Steps[None]:
-        """Txattrcreate: the fid now only takes `size` bytes, which its clunk commits."""
-        if fid.handle is not None or fid.xattr is not None or fid.is_auth:
-            raise E.Ebadusefid("open")
-        _xattr_name(name)
-        if size > self.limits.xattr_bytes_max:
-            raise E.E2big(f"{size} bytes, at most {self.limits.xattr_bytes_max}")
-        if flags & ~(XATTR_CREATE | XATTR_REPLACE):
-            raise E.Ebadarg(f"xattr flags {flags}")
-        c.need(call, c.XATTR)
-        c.need(call, c.SETATTR)
-        yield fid.file.access(call, W_WANT)
-        self._hold_xattr(size)
-        fid.xattr = Xattr(fid.file, name, bytearray(), size, flags, writing=True)
-
-    def _hold_xattr(self, size: int) -> None:
-        if self.xattr_bytes + size > self.limits.xattr_pending_bytes_max:
-            raise E.Enomem(f"attribute fids hold {self.xattr_bytes} bytes: clunk some")
-        self.xattr_bytes += size
-
-    def discard_xattr(self, fid: Fid) -> Xattr | None:
-        """What a fid had to do with an attribute ends, and nothing is changed."""
-        xattr, fid.xattr = fid.xattr, None
-        if xattr is not None:
-            self.xattr_bytes -= xattr.size
-        return xattr
-
-    def read_xattr(self, fid: Fid, offset: int, count: int) -> bytes:
-        xattr = fid.xattr
-        if xattr is None or xattr.writing:
-            raise E.Ebadusefid("an attribute being written")
-        return bytes(xattr.data[offset : offset + count])
-
-    def write_xattr(self, fid: Fid, offset: int, data: bytes | memoryview) -> int:
-        """Bytes in order only: what was declared bounds what is kept."""
-        xattr = fid.xattr
-        if xattr is None or not xattr.writing or not isinstance(xattr.data, bytearray):
-            raise E.Ebadusefid("an attribute being read")
-        if offset != len(xattr.data):
-            raise E.Ebadarg(f"offset {offset}, expected {len(xattr.data)}")
-        if offset + len(data) > xattr.size:
-            raise E.Ebadarg(f"more than the {xattr.size} bytes declared")
-        xattr.data += data
-        return len(data)
-
-    def commit_xattr(self, fid: Fid) -> Answer[None]:
-        """The clunk of an attribute fid.  Zero bytes with XATTR_REPLACE is how Linux removes one (protocol.md D4)."""
-        xattr = self.discard_xattr(fid)
-        if xattr is None or not xattr.writing:
-            return None
-        if len(xattr.data) != xattr.size:
-            raise E.Ebadarg(f"{len(xattr.data)} of {xattr.size} bytes written")
-        if xattr.size == 0 and xattr.flags & XATTR_REPLACE:
-            return xattr.file.removexattr(fid.call, xattr.name)
-        return xattr.file.setxattr(fid.call, xattr.name, bytes(xattr.data), xattr.flags)
-
 
 def _is_truncate(change: Change) -> bool:
     """Nothing but a size, and the times that any truncation sets."""
     return change.mtime_ns in (None, NOW) and change == Change(
         size=change.size, mtime_ns=change.mtime_ns, touch_ctime=change.touch_ctime
     )
-
-
-def _xattr_name(name: str) -> None:
-    if not name or "\0" in name or len(name.encode("utf-8", "surrogateescape")) > 255:
-        raise E.Erange(repr(name[:20])) if name else E.Ebadarg("an empty attribute name")
