@@ -20,7 +20,7 @@ SIGNAL_SECONDS_MAX = 4 * 0.25  # a signal ends a parked read within 250 ms; four
 
 
 @pytest.fixture(scope="module")
-def clockwork(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+def clockwork(tmp_path_factory: pytest.TempPathFactory, engine: str) -> Iterator[Mount]:
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except OSError as e:
