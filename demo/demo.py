@@ -55,8 +55,14 @@ class Demo:
         print(f"$ {command}", flush=True)
         done = subprocess.run(
             ["bash", "-c", command],
-            cwd=self.home, env=self.env, timeout=SECONDS_MAX, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            cwd=self.home,
+            env=self.env,
+            timeout=SECONDS_MAX,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
         print(done.stdout, end="", flush=True)
         if (done.returncode != 0) != fails:
             raise SystemExit(f"demo: the command above ended with {done.returncode}")

@@ -1,4 +1,4 @@
-"""The Session's promises: order (A9b), exact flush, clunk that cancels, a sink that may be swapped, bugs kept inside."""
+"""The Session's promises: order (A9b), exact flush, clunk that cancels, a sink that may be swapped, bugs kept in."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Handle:
         raise E.Exdev
 
     def ready(self, call: Call, events: int, notify: Callable[[], None] | None) -> int:
-        """poll(2) bits that hold now.  With `notify`, and none of `events` among them: call it once when that may change.
+        """poll(2) bits that hold now.  With `notify`, and none of `events` among them: call it once when one may.
 
         POLLHUP and POLLERR always count as asked for (poll(2)).
         """
