@@ -173,9 +173,8 @@ def _host(demo: Demo, has_fuse: bool) -> None:
         return
     demo.sh("mkdir far")
     demo.mount(f"ninep mount {url} far", "far")
-    demo.sh(
-        "cd far && mkdir src && printf 'one\\ntwo\\n' >src/a && cp src/a src/b && sed -i s/two/three/ src/b && ls -l src"
-    )
+    demo.sh("cd far && mkdir src && printf 'one\\ntwo\\n' >src/a && cp src/a src/b && ls -l src")
+    demo.sh("cd far && sed -i s/two/three/ src/b")
     demo.sh("cd far && grep -rn three . && mv src/b moved && rm -r src && ls")
     demo.sh("cat project/moved")
 
