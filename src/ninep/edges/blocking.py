@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Final, Generic, TypeVar
 
 from ninep.edges import client_checks as checks
+from ninep.edges import client_meta as meta
+from ninep.edges import client_naming as naming
 from ninep.edges import client_ops as ops
 from ninep.edges.client_core import Core, Flow, Pending, State, negotiate, own_name
 from ninep.edges.client_stream import DirReader, ReadAhead
@@ -110,7 +112,7 @@ class Blocking:
 
     def stat(self, path: Path = "") -> Stat:
         """What the server says of the file, sizes and times clamped to what Linux holds."""
-        return self.run(self._with(self._names(path), lambda fid: ops.stat(self.core, fid)))
+        return self.run(self._with(self._names(path), lambda fid: meta.stat(self.core, fid)))
 
     def ls(self, path: Path = "", *, stats: bool = False) -> Iterator[Entry]:
         """The entries of a directory, in the server's order, as they come.
@@ -145,7 +147,7 @@ class Blocking:
     def _stat_flow(self, dirfid: int, name: str) -> Flow[Stat]:
         fid, _ = yield from ops.walk(self.core, dirfid, (name,))
         try:
-            return (yield from ops.stat(self.core, fid))
+            return (yield from meta.stat(self.core, fid))
         finally:
             self.core.clunk_soon(fid)
 
@@ -194,25 +196,25 @@ class Blocking:
         """A new file, open.  Eexist if there is one."""
         directory, name = self._split(path)
         return BlockingFile(
-            self, (self.run(self._with(directory, lambda fid: ops.create(self.core, fid, name, perm, omode))), 0)
+            self, (self.run(self._with(directory, lambda fid: naming.create(self.core, fid, name, perm, omode))), 0)
         )
 
     def mkdir(self, path: Path, perm: int = 0o777) -> Qid:
         directory, name = self._split(path)
-        return self.run(self._with(directory, lambda fid: ops.mkdir(self.core, fid, name, perm)))
+        return self.run(self._with(directory, lambda fid: naming.mkdir(self.core, fid, name, perm)))
 
     def symlink(self, target: str, path: Path) -> Qid:
         directory, name = self._split(path)
-        return self.run(self._with(directory, lambda fid: ops.symlink(self.core, fid, name, target)))
+        return self.run(self._with(directory, lambda fid: naming.symlink(self.core, fid, name, target)))
 
     def mknod(self, path: Path, st_mode: int, rdev: int = 0) -> Qid:
         directory, name = self._split(path)
-        return self.run(self._with(directory, lambda fid: ops.mknod(self.core, fid, name, st_mode, rdev)))
+        return self.run(self._with(directory, lambda fid: naming.mknod(self.core, fid, name, st_mode, rdev)))
 
     def remove(self, path: Path, is_dir: bool | None = None) -> None:
         """Remove a file or an empty directory; with `is_dir`, only one of the two."""
         directory, name = self._split(path)
-        self.run(self._with(directory, lambda fid: ops.remove(self.core, fid, name, is_dir)))
+        self.run(self._with(directory, lambda fid: naming.remove(self.core, fid, name, is_dir)))
 
     def rename(self, path: Path, to: Path) -> None:
         """rename(2) as far as the dialect goes: 9P2000 and .u only within one directory."""
@@ -222,7 +224,7 @@ class Blocking:
             self._with(
                 old_dir,
                 lambda fid: self._with(
-                    new_dir, lambda to_fid: ops.rename(self.core, fid, old, to_fid, new, same_dir=same)
+                    new_dir, lambda to_fid: naming.rename(self.core, fid, old, to_fid, new, same_dir=same)
                 ),
             )
         )
@@ -231,29 +233,31 @@ class Blocking:
         """A further name for an existing file."""
         directory, name = self._split(new)
         old = self._names(path)
-        self.run(self._with(old, lambda fid: self._with(directory, lambda d: ops.link(self.core, d, fid, name))))
+        self.run(self._with(old, lambda fid: self._with(directory, lambda d: naming.link(self.core, d, fid, name))))
 
     def readlink(self, path: Path = "") -> str:
-        return self.run(self._with(self._names(path), lambda fid: ops.readlink(self.core, fid)))
+        return self.run(self._with(self._names(path), lambda fid: meta.readlink(self.core, fid)))
 
     def wstat(self, path: Path, change: Change) -> None:
         """chmod, chown, truncate, utimes: all of the change or none of it."""
-        self.run(self._with(self._names(path), lambda fid: ops.wstat(self.core, fid, change, time.time_ns())))
+        self.run(self._with(self._names(path), lambda fid: meta.wstat(self.core, fid, change, time.time_ns())))
 
     def statfs(self, path: Path = "") -> StatFs:
-        return self.run(self._with(self._names(path), lambda fid: ops.statfs(self.core, fid)))
+        return self.run(self._with(self._names(path), lambda fid: meta.statfs(self.core, fid)))
 
     def getxattr(self, path: Path, name: str) -> bytes:
-        return self.run(self._with(self._names(path), lambda fid: ops.getxattr(self.core, fid, name)))
+        return self.run(self._with(self._names(path), lambda fid: meta.getxattr(self.core, fid, name)))
 
     def listxattr(self, path: Path = "") -> list[str]:
-        return checks.xattr_names(self.run(self._with(self._names(path), lambda fid: ops.getxattr(self.core, fid, ""))))
+        return checks.xattr_names(
+            self.run(self._with(self._names(path), lambda fid: meta.getxattr(self.core, fid, "")))
+        )
 
     def setxattr(self, path: Path, name: str, value: bytes, flags: int = 0) -> None:
-        self.run(self._with(self._names(path), lambda fid: ops.setxattr(self.core, fid, name, value, flags)))
+        self.run(self._with(self._names(path), lambda fid: meta.setxattr(self.core, fid, name, value, flags)))
 
     def removexattr(self, path: Path, name: str) -> None:
-        self.run(self._with(self._names(path), lambda fid: ops.removexattr(self.core, fid, name)))
+        self.run(self._with(self._names(path), lambda fid: meta.removexattr(self.core, fid, name)))
 
     # -- flows
 
@@ -432,7 +436,7 @@ class BlockingFile:
         self._client.run(ops.fsync(self._client.core, self._opened.fid, datasync))
 
     def stat(self) -> Stat:
-        return self._client.run(ops.stat(self._client.core, self._opened.fid))
+        return self._client.run(meta.stat(self._client.core, self._opened.fid))
 
     def close(self, *, wait: bool = True) -> None:
         """Idempotent.  Without `wait`, the clunk is sent later and its answer not looked at."""

@@ -15,6 +15,8 @@ import trio
 
 from ninep.edges import client_checks as checks
 from ninep.edges import client_lock as locking
+from ninep.edges import client_meta as meta
+from ninep.edges import client_naming as naming
 from ninep.edges import client_ops as ops
 from ninep.edges.client_core import Flow
 from ninep.edges.client_mux import Mux
@@ -67,7 +69,7 @@ class RemoteFile(File):
         return self._fid.number
 
     async def stat(self, call: Call) -> Stat:
-        st = checks.masked(await self.mux.run(ops.stat(self.mux.core, self.fid)))
+        st = checks.masked(await self.mux.run(meta.stat(self.mux.core, self.fid)))
         checks.same_kind(self.remote_qid, st.qid)
         self.qid = Qid(self.qid.type, st.qid.vers, self.qid.path)
         return msgspec.structs.replace(st, qid=self.qid)
@@ -81,24 +83,24 @@ class RemoteFile(File):
     async def wstat(self, call: Call, change: Change) -> None:
         if change.perm is not None:
             change = msgspec.structs.replace(change, perm=change.perm & 0o777)
-        await self.mux.run(ops.wstat(self.mux.core, self.fid, change, time.time_ns()))
+        await self.mux.run(meta.wstat(self.mux.core, self.fid, change, time.time_ns()))
 
     async def statfs(self, call: Call) -> StatFs:
-        return await self.mux.run(ops.statfs(self.mux.core, self.fid))
+        return await self.mux.run(meta.statfs(self.mux.core, self.fid))
 
     async def listxattr(self, call: Call) -> Sequence[str]:
-        return checks.xattr_names(await self.mux.run(ops.getxattr(self.mux.core, self.fid, "")))
+        return checks.xattr_names(await self.mux.run(meta.getxattr(self.mux.core, self.fid, "")))
 
     async def getxattr(self, call: Call, name: str) -> bytes:
         if not name:
             raise E.Enoattr
-        return await self.mux.run(ops.getxattr(self.mux.core, self.fid, name))
+        return await self.mux.run(meta.getxattr(self.mux.core, self.fid, name))
 
     async def setxattr(self, call: Call, name: str, value: bytes, flags: int) -> None:
-        await self.mux.run(ops.setxattr(self.mux.core, self.fid, name, value, flags))
+        await self.mux.run(meta.setxattr(self.mux.core, self.fid, name, value, flags))
 
     async def removexattr(self, call: Call, name: str) -> None:
-        await self.mux.run(ops.removexattr(self.mux.core, self.fid, name))
+        await self.mux.run(meta.removexattr(self.mux.core, self.fid, name))
 
     async def open(self, call: Call, omode: int) -> Handle:
         return await self.mux.run(self._open(omode))
@@ -115,7 +117,7 @@ class RemoteFile(File):
         return RemoteHandle(self.mux, opened, omode, st)
 
     async def readlink(self, call: Call) -> str:
-        return await self.mux.run(ops.readlink(self.mux.core, self.fid))
+        return await self.mux.run(meta.readlink(self.mux.core, self.fid))
 
 
 class RemoteSymlink(RemoteFile, Symlink):
@@ -169,7 +171,7 @@ class RemoteDir(RemoteFile, Dir):
 
     def _create(self, call: Call, name: str, perm: int, omode: int) -> Flow[tuple[File, Handle]]:
         core = self.mux.core
-        opened = yield from ops.create(core, self.fid, name, perm & ~0o7000, omode, _gid(call))
+        opened = yield from naming.create(core, self.fid, name, perm & ~0o7000, omode, _gid(call))
         try:
             file = yield from self._walk(name)
             if file.remote_qid.path != opened.qid.path:
@@ -180,13 +182,13 @@ class RemoteDir(RemoteFile, Dir):
         return file, RemoteHandle(self.mux, opened, omode, None)
 
     async def mkdir(self, call: Call, name: str, perm: int) -> File:
-        return await self._made(ops.mkdir(self.mux.core, self.fid, name, perm & 0o777, _gid(call)), name)
+        return await self._made(naming.mkdir(self.mux.core, self.fid, name, perm & 0o777, _gid(call)), name)
 
     async def symlink(self, call: Call, name: str, target: str) -> File:
-        return await self._made(ops.symlink(self.mux.core, self.fid, name, target, _gid(call)), name)
+        return await self._made(naming.symlink(self.mux.core, self.fid, name, target, _gid(call)), name)
 
     async def mknod(self, call: Call, name: str, st_mode: int, rdev: int) -> File:
-        return await self._made(ops.mknod(self.mux.core, self.fid, name, st_mode & ~0o7000, rdev, _gid(call)), name)
+        return await self._made(naming.mknod(self.mux.core, self.fid, name, st_mode & ~0o7000, rdev, _gid(call)), name)
 
     async def _made(self, making: Flow[Qid], name: str) -> File:
         def flow() -> Flow[RemoteFile]:
@@ -196,7 +198,7 @@ class RemoteDir(RemoteFile, Dir):
         return await self.mux.run(flow())
 
     async def link(self, call: Call, name: str, file: File) -> None:
-        await self.mux.run(ops.link(self.mux.core, self.fid, self._mine(file).fid, name))
+        await self.mux.run(naming.link(self.mux.core, self.fid, self._mine(file).fid, name))
 
     async def remove(self, call: Call, name: str, is_dir: bool | None, expect: File | None = None) -> None:
         qid = None
@@ -204,14 +206,14 @@ class RemoteDir(RemoteFile, Dir):
             if not isinstance(expect, RemoteFile) or expect.mux is not self.mux:
                 raise E.Estale(name)
             qid = expect.remote_qid
-        await self.mux.run(ops.remove(self.mux.core, self.fid, name, is_dir, qid))
+        await self.mux.run(naming.remove(self.mux.core, self.fid, name, is_dir, qid))
 
     async def rename(self, call: Call, name: str, to: Dir, to_name: str, flags: int) -> None:
         if flags:
             raise E.Ebadarg("9P has no rename flags")
         to_fid = self._mine(to).fid
         same = to is self or to.qid.path == self.qid.path
-        await self.mux.run(ops.rename(self.mux.core, self.fid, name, to_fid, to_name, same_dir=same))
+        await self.mux.run(naming.rename(self.mux.core, self.fid, name, to_fid, to_name, same_dir=same))
 
     def _mine(self, file: File) -> RemoteFile:
         if not isinstance(file, RemoteFile) or file.mux is not self.mux:
@@ -247,7 +249,7 @@ class RemoteHandle(Handle):
         return await self.mux.run(ops.write(self.mux.core, self.fid, offset, data, self.iounit))
 
     async def truncate(self, call: Call, size: int) -> None:
-        await self.mux.run(ops.wstat(self.mux.core, self.fid, Change(size=size), 0))
+        await self.mux.run(meta.wstat(self.mux.core, self.fid, Change(size=size), 0))
 
     async def fsync(self, call: Call, datasync: bool) -> None:
         await self.mux.run(ops.fsync(self.mux.core, self.fid, datasync))
@@ -310,4 +312,4 @@ def file_of(mux: Mux, fid: int, qid: Qid) -> RemoteFile:
 def _gid(call: Call) -> int:
     """The group for a new file: the caller's own, if it is proven."""
     who = call.principal
-    return who.gid if who.proof != "none" and who.gid != UNKNOWN_ID else ops.GID_NONE
+    return who.gid if who.proof != "none" and who.gid != UNKNOWN_ID else naming.GID_NONE
