@@ -74,6 +74,22 @@ def test_a_server_is_mounted_and_its_errors_pass(point: Path, env: dict[str, str
         assert ninep("umount", str(point)).code == 0
 
 
+def test_programs_that_keep_permissions_do_so_without_complaint(
+    point: Path, env: dict[str, str], tmp_path: Path
+) -> None:
+    """GNU programs set an access list first, and the mode if lists are not supported: any other error fails them."""
+    (tmp_path / "project").mkdir()
+    with serving(f"host:{tmp_path}/project") as server:
+        assert ninep("mount", server.url, str(point), env=env).code == 0
+        done = shell(
+            f"cd {point} && echo two >a && chmod 640 a && cp -p a b && cp -a a c && install -m 600 a d && "
+            "sed -i s/two/three/ a && stat -c %a a b c d && cat a"
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "640\n640\n640\n600\nthree\n"
+        assert ninep("umount", str(point)).code == 0
+
+
 @pytest.mark.feature("pyfuse3-engine")
 def test_the_second_engine_mounts_too(point: Path, env: dict[str, str], needs_pyfuse3: None) -> None:
     ran = ninep("mount", "ram:", str(point), "--engine", "pyfuse3", env=env)

@@ -302,6 +302,8 @@ class Node(File):
         return name.startswith("user.") or (self.export.native and name in ACL_XATTRS)
 
     def _check_xattr(self, name: str) -> None:
+        if name in ACL_XATTRS and not self.export.native:
+            raise E.Eunsupported(f"attribute {name}")  # with EPERM, cp -p and install fail instead of using the mode
         if not self._is_xattr_shown(name):
             raise E.Enotallowed(f"attribute {name[:40]!r}")
         if len(os.fsencode(name)) > 255 or "\0" in name:
