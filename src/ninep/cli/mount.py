@@ -65,7 +65,7 @@ def mount(args: argparse.Namespace, output: Output) -> int:
         options=options,
         engine=options.engine or args.engine,
         state=args.state or held.node.state,
-        limits=held.limits,
+        limits=_limits(held.limits, options),
         address=_address(args, options),
     )
     _check(plan)
@@ -84,6 +84,16 @@ def _say(plan: Plan, output: Output) -> None:
         output.flush()
     else:
         output.note(f"mounted {plan.source} on {plan.directory}")
+
+
+def _limits(limits: Limits, options: Options) -> Limits:
+    """The limits, with -o timeout= in the place of how long a server may take."""
+    seconds = options.timeout_seconds
+    if not seconds:
+        return limits
+    return msgspec.structs.replace(
+        limits, reply_seconds_max=seconds, connect_seconds_max=min(seconds, limits.connect_seconds_max)
+    )
 
 
 def _address(args: argparse.Namespace, options: Options) -> Address | None:
@@ -167,6 +177,7 @@ async def serve_mount(
         ),
         cache=plan.options.cache,
         passthrough=plan.options.passthrough,
+        symlinks=plan.options.symlinks or ("contain" if plan.address is not None else "all"),
     )
     engine = serve_fuse
     if plan.engine == "pyfuse3":

@@ -18,17 +18,25 @@ IGNORED = frozenset(
     }
 )  # fmt: skip
 IGNORED_PREFIXES = ("x-", "X-", "comment=", "user=", "username=")
-HINT = "ro, allow_other, noexec, cache=off, passthrough=off, fsname=, aname=, uname=, dialect=, msize=, engine="
+HINT = (
+    "ro, allow_other, noexec, cache=off, passthrough=off, symlinks=, timeout=, fsname=, aname=, uname=, dialect=, "
+    "msize=, engine="
+)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of one mount.  `query` is what belongs into the server's address."""
+    """What is asked of one mount.  `query` is what belongs into the server's address.
+
+    `symlinks` empty: contain on a server's mount, all on a local tree's.  `timeout_seconds` 0: what the limits say.
+    """
 
     read_only: bool = False
     allow_other: bool = False
     noexec: bool = False
     cache: bool = True
     passthrough: bool = True
+    symlinks: str = ""
+    timeout_seconds: float = 0.0
     fsname: str = ""
     engine: str = ""
     query: tuple[tuple[str, str], ...] = ()
@@ -53,11 +61,24 @@ def parse_options(texts: Iterable[str]) -> Options:
                 held["fsname"] = value
             case "engine" if value in ("dev", "pyfuse3"):
                 held["engine"] = value
+            case "symlinks" if value in ("contain", "deny", "all"):
+                held["symlinks"] = value
+            case "timeout" if _seconds(value) > 0:
+                held["timeout_seconds"] = _seconds(value)
             case "aname" | "uname" | "dialect" | "msize" if value:
                 query[key] = value
             case _:
                 raise UsageError(f"unknown mount option: {word[:60]}", hint=HINT)
     return msgspec.convert({**held, "query": list(query.items())}, Options)
+
+
+def _seconds(text: str) -> float:
+    """A number of seconds up to a day; 0 for anything else."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return 0.0
+    return seconds if 0 < seconds <= 86_400 else 0.0
 
 
 def with_query(url: str, query: Iterable[tuple[str, str]]) -> str:

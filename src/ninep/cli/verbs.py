@@ -33,8 +33,9 @@ _MOUNT_TEXT = """DIR shows what the server at URL serves, or a local TREE (see n
 when the file system answers and is visible in the mount table; with --foreground it stays, and ends the mount when it
 ends.
 
-Options of -o, apart by commas: ro, allow_other, cache=off, fsname=NAME; aname=A, uname=U, dialect=D and msize=N for a
-server.  Options that are for mount(8) and systemd (_netdev, nofail, noauto, user, users, x-*, and so on) are ignored;
+Options of -o, apart by commas: ro, allow_other, cache=off, symlinks=contain|deny|all, fsname=NAME; aname=A, uname=U,
+dialect=D, msize=N and timeout=SECONDS for a server, whose links may not lead out of the mount unless symlinks=all.
+Options that are for mount(8) and systemd (_netdev, nofail, noauto, user, users, x-*, and so on) are ignored;
 anything else is refused."""
 
 VERBS: tuple[Verb, ...] = (

@@ -18,8 +18,8 @@ from ninep.edges import client_lock as locking
 from ninep.edges import client_meta as meta
 from ninep.edges import client_naming as naming
 from ninep.edges import client_ops as ops
-from ninep.edges.client_core import Flow
 from ninep.edges.client_mux import Mux
+from ninep.edges.client_pending import Flow
 from ninep.edges.client_stream import DirReader
 from ninep.file import Call, Dir, File, Handle, Symlink
 from ninep.proto import errors as E
@@ -229,6 +229,7 @@ class RemoteHandle(Handle):
         self.omode = omode
         self.iounit = min(opened.iounit, mux.core.io_bytes_max)
         self.direct = st is not None and st.size == 0 and st.qid.vers == 0
+        self._size = 0 if st is None else st.size  # bytes that were promised: to read them is bounded in time
         self._fid = _Fid(mux, opened.fid)
         self._is_open = True
         self._has_locked = False
@@ -243,7 +244,12 @@ class RemoteHandle(Handle):
         return self._fid.number
 
     async def read(self, call: Call, offset: int, count: int) -> bytes:
-        return await self.mux.run(ops.read(self.mux.core, self.fid, offset, count), parks=True)
+        reading = self.mux.run(ops.read(self.mux.core, self.fid, offset, count), parks=True)
+        if offset >= self._size:
+            return await reading  # of a stream, perhaps
+        with trio.move_on_after(self.mux.limits.reply_seconds_max):
+            return await reading
+        raise E.Etimedout("Tread")
 
     async def write(self, call: Call, offset: int, data: bytes | memoryview) -> int:
         return await self.mux.run(ops.write(self.mux.core, self.fid, offset, data, self.iounit))

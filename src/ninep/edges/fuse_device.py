@@ -49,7 +49,8 @@ class FuseOptions(msgspec.Struct, frozen=True, kw_only=True):
     `cache` off sets every timeout to 0.  `passthrough` lets the kernel read and write host files by itself, where the
     tree allows it and we are privileged.  `writeback` is only for trees with no synthetic file.  `locks` "local" keeps
     locks inside this machine's kernel, "tree" asks the tree.  `group` names the namespace group of all callers;
-    `map_uid` and `map_gid` turn the numbers of the mount's user namespace into ours.
+    `map_uid` and `map_gid` turn the numbers of the mount's user namespace into ours.  `symlinks` "contain" shows only
+    links that cannot lead out of the mount, "deny" none, "all" is for trees that are trusted.
     """
 
     mount: fuse_mount.MountOptions = fuse_mount.MountOptions()
@@ -58,6 +59,7 @@ class FuseOptions(msgspec.Struct, frozen=True, kw_only=True):
     passthrough: bool = True
     writeback: bool = False
     locks: str = "tree"
+    symlinks: str = "all"
     group: str = ""
     map_uid: Callable[[int], int] | None = None
     map_gid: Callable[[int], int] | None = None

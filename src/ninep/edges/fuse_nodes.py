@@ -81,10 +81,11 @@ class Nodes:
         """What is known of the ordinary file with this qid path."""
         return self._by_key.get(path)
 
-    def look_up(self, fid: Fid, st: Stat, *, frozen: bool) -> Known:
-        """The node of a file that a LOOKUP (or what counts as one) found; counts it."""
-        file = fid.file
-        key = -id(file) if frozen else st.qid.path
+    def look_up(self, fid: Fid, st: Stat, *, frozen: bool, parent: Known | None = None) -> Known:
+        """The node of a file that a LOOKUP (or what counts as one) found in `parent`; counts it."""
+        return self._look_up(-id(fid.file) if frozen else st.qid.path, fid, st, frozen=frozen)
+
+    def _look_up(self, key: int, fid: Fid, st: Stat, *, frozen: bool) -> Known:
         known = self._by_key.get(key)
         if known is None or (known.mode ^ st.st_mode) & S_IFMT:
             # A file that changed its type is another file; the kernel would mark the old node bad.
@@ -100,6 +101,16 @@ class Nodes:
     def _number(self, key: int) -> int:
         """The id of a new node: none that the kernel still knows."""
         return next(self._ids)
+
+    def depth_above(self, known: Known) -> int:
+        """How many levels below the root a node's directory is, at least; a table that does not know says 0."""
+        return 0
+
+    def moving(self, parent: Known, name: str, to: Known) -> None:
+        """A rename is about to be asked for."""
+
+    def moved(self, parent: Known, name: str, to: Known, to_name: str, *, exchange: bool) -> None:
+        """A rename has happened; the kernel hears it next."""
 
     def retire(self, known: Known) -> None:
         """Later LOOKUPs get another node, although the content is the same."""

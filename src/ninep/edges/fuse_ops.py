@@ -16,8 +16,9 @@ from ninep.fid import Fid, Way
 from ninep.file import Call, Dir, File
 from ninep.proto import errors as E
 from ninep.proto import fuse as p
-from ninep.proto.types import NOW, UNKNOWN_ID, Change, Stat, StatFs
+from ninep.proto.types import NOW, RENAME_EXCHANGE, UNKNOWN_ID, Change, Stat, StatFs
 
+from .fuse_contain import PlacedNodes, check_target
 from .fuse_device import Asked, Body, FuseMount
 from .fuse_io import FileIO
 from .fuse_nodes import Known, Nodes
@@ -56,7 +57,8 @@ class Operations:
         call = self.mount.callers.call(os.geteuid(), os.getegid(), os.getpid())
         root: Fid = yield self.session.attach(call, self.mount.options.aname)
         st: Stat = yield root.file.stat(call)
-        self.nodes = Nodes(root, st.st_mode, self.mount.node.live)
+        table = PlacedNodes if self.mount.options.symlinks == "contain" else Nodes
+        self.nodes = table(root, st.st_mode, self.mount.node.live)
         self.opens = Opens(self.mount, self.nodes, self.made)
         if self._cache and (root.file.entry_seconds or root.file.attr_seconds):
             self.subscribe(self.nodes.get(p.ROOT_ID))
@@ -116,7 +118,7 @@ class Operations:
 
     def entry(self, parent: Known, fid: Fid, st: Stat, *, frozen: bool = False) -> bytes:
         """The reply to what found or made a name; the kernel knows the file from here on."""
-        known = self.nodes.look_up(fid, st, frozen=frozen)
+        known = self.nodes.look_up(fid, st, frozen=frozen, parent=parent)
         file = fid.file
         entry_s, entry_ns = self.entry_seconds(parent, file)
         attr_s, attr_ns = self.attr_seconds(file, st)
@@ -215,7 +217,13 @@ class Operations:
 
     def do_readlink(self, asked: Asked) -> Answer[Body]:
         known = self.nodes.get(asked.nodeid)
-        return then(self.session.readlink(asked.call, known.fid), os.fsencode)
+        rule = self.mount.options.symlinks
+        if rule == "deny":
+            raise E.Enotallowed("symbolic link")
+        target = self.session.readlink(asked.call, known.fid)
+        if rule == "contain":
+            return then(target, lambda text: os.fsencode(check_target(text, self.nodes.depth_above(known))))
+        return then(target, os.fsencode)
 
     def do_mkdir(self, asked: Asked) -> Answer[Body]:
         mode, _umask, name = asked.args
@@ -265,8 +273,17 @@ class Operations:
         return self._rename(asked, *asked.args)
 
     def _rename(self, asked: Asked, newdir: int, flags: int, name: str, to_name: str) -> Answer[Body]:
-        parent, to = self.nodes.get(asked.nodeid), self.nodes.get(newdir)
-        return then(self.session.rename(asked.call, parent.fid, name, to.fid, to_name, flags), _empty)
+        nodes, parent, to = self.nodes, self.nodes.get(asked.nodeid), self.nodes.get(newdir)
+        exchange = bool(flags & RENAME_EXCHANGE)
+        nodes.moving(parent, name, to)
+        if exchange:
+            nodes.moving(to, to_name, parent)
+
+        def moved(_: None) -> bytes:
+            nodes.moved(parent, name, to, to_name, exchange=exchange)
+            return b""
+
+        return then(self.session.rename(asked.call, parent.fid, name, to.fid, to_name, flags), moved)
 
     # -- extended attributes
 
