@@ -10,24 +10,23 @@ told (Tflush, then the clunks).  Not for use by two threads at once.
 
 from __future__ import annotations
 
-import functools
 import os
-import select
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Final, Generic, TypeVar
+from typing import TypeVar
 
 from ninep.edges import client_checks as checks
 from ninep.edges import client_meta as meta
 from ninep.edges import client_naming as naming
 from ninep.edges import client_ops as ops
-from ninep.edges.client_core import Core, Flow, Pending, State, negotiate, own_name
+from ninep.edges.blocking_run import Driver
+from ninep.edges.client_core import Core, negotiate, own_name
+from ninep.edges.client_pending import Flow
 from ninep.edges.client_stream import DirReader, ReadAhead
 from ninep.edges.dial import Address, Link, connect_link, parse
 from ninep.limits import DEFAULT, Limits
 from ninep.proto import errors as E
-from ninep.proto.codec import Message
 from ninep.proto.types import (
     NONUNAME,
     OREAD,
@@ -42,13 +41,10 @@ from ninep.proto.types import (
 
 T = TypeVar("T")
 
-LEAVE_SECONDS: Final = 0.5  # on the way out: for an Rflush, and for the last clunks to be taken
-TOGETHER_MAX: Final = 64  # flows that `run_many` has under way at once
-
 Path = str | Sequence[str]
 
 
-class Blocking:
+class Blocking(Driver):
     """One connection, attached.  Paths: "" is the address's own path, a leading "/" begins at the attach point.
 
     Every method raises the FileError that the server answered, Etimedout, Ehungup or Enotconn.
@@ -69,17 +65,16 @@ class Blocking:
         """
         self.address = parse(address) if isinstance(address, str) else address
         self.limits = limits
-        self._link = link or connect_link(self.address, limits)
+        link = link or connect_link(self.address, limits)
         name = uname or self.address.uname or own_name()
-        self.core = Core(time.monotonic, limits, uname=name, msize_bytes=self.address.msize_bytes)
+        core = Core(time.monotonic, limits, uname=name, msize_bytes=self.address.msize_bytes)
         try:
-            self._line = _Line(self._link)
-            self._is_torn = False  # bytes may be on their way that the core does not know of
+            super().__init__(core, link)
             self.run(negotiate(self.core, self.address.dialect, wants_text=wants_text))
             n_uname = os.getuid() if name == own_name() else NONUNAME
             self.root_fid, self.root_qid = self.run(ops.attach(self.core, self.address.aname, n_uname))
         except BaseException:
-            self._link.close()
+            link.close()
             raise
 
     def __enter__(self) -> Blocking:
@@ -89,18 +84,6 @@ class Blocking:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def close(self) -> None:
-        """Send what is still to be said, at most LEAVE_SECONDS, and hang up.  Idempotent."""
-        if self.core.state is State.READY:
-            try:
-                until = time.monotonic() + LEAVE_SECONDS
-                while self.core.has_output and self._turn(until):
-                    pass
-            except E.FileError:
-                pass
-        self.core.close("closed by the client")
-        self._link.close()
 
     # -- files by path
 
@@ -200,14 +183,17 @@ class Blocking:
         )
 
     def mkdir(self, path: Path, perm: int = 0o777) -> Qid:
+        """A new directory; its qid.  Eexist if the name is taken."""
         directory, name = self._split(path)
         return self.run(self._with(directory, lambda fid: naming.mkdir(self.core, fid, name, perm)))
 
     def symlink(self, target: str, path: Path) -> Qid:
+        """A symbolic link at `path` that says `target`, which is not looked at.  Eunsupported over 9P2000."""
         directory, name = self._split(path)
         return self.run(self._with(directory, lambda fid: naming.symlink(self.core, fid, name, target)))
 
     def mknod(self, path: Path, st_mode: int, rdev: int = 0) -> Qid:
+        """A FIFO, socket or device, as mknod(2) says it.  Eunsupported over 9P2000."""
         directory, name = self._split(path)
         return self.run(self._with(directory, lambda fid: naming.mknod(self.core, fid, name, st_mode, rdev)))
 
@@ -236,6 +222,7 @@ class Blocking:
         self.run(self._with(old, lambda fid: self._with(directory, lambda d: naming.link(self.core, d, fid, name))))
 
     def readlink(self, path: Path = "") -> str:
+        """A symbolic link's target, verbatim.  Ebadarg for anything else."""
         return self.run(self._with(self._names(path), lambda fid: meta.readlink(self.core, fid)))
 
     def wstat(self, path: Path, change: Change) -> None:
@@ -243,123 +230,26 @@ class Blocking:
         self.run(self._with(self._names(path), lambda fid: meta.wstat(self.core, fid, change, time.time_ns())))
 
     def statfs(self, path: Path = "") -> StatFs:
+        """The file system behind the file; the defaults where the dialect cannot tell."""
         return self.run(self._with(self._names(path), lambda fid: meta.statfs(self.core, fid)))
 
     def getxattr(self, path: Path, name: str) -> bytes:
+        """An extended attribute's value.  Enoattr if there is none; all four need 9P2000.L."""
         return self.run(self._with(self._names(path), lambda fid: meta.getxattr(self.core, fid, name)))
 
     def listxattr(self, path: Path = "") -> list[str]:
+        """The names of the extended attributes."""
         return checks.xattr_names(
             self.run(self._with(self._names(path), lambda fid: meta.getxattr(self.core, fid, "")))
         )
 
     def setxattr(self, path: Path, name: str, value: bytes, flags: int = 0) -> None:
+        """Set an extended attribute; `flags` are XATTR_CREATE and XATTR_REPLACE, as setxattr(2) has them."""
         self.run(self._with(self._names(path), lambda fid: meta.setxattr(self.core, fid, name, value, flags)))
 
     def removexattr(self, path: Path, name: str) -> None:
+        """Remove an extended attribute."""
         self.run(self._with(self._names(path), lambda fid: meta.removexattr(self.core, fid, name)))
-
-    # -- flows
-
-    def run(self, flow: Flow[T]) -> T:
-        """The result of a flow.  Blocks as long as the server does, within the deadlines."""
-        try:
-            pending = next(flow)
-            while True:
-                try:
-                    reply = self._wait(pending)
-                except BaseException as e:
-                    pending = flow.throw(e)
-                else:
-                    pending = flow.send(reply)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]  # StopIteration is not generic
-        except E.ProtocolError as e:
-            self.core.close(str(e), E.Eproto)
-            raise E.Eproto(str(e))
-
-    def run_many(self, flows: Iterable[Flow[T]]) -> Iterator[T | E.FileError]:
-        """The results in order, refusals among them, with up to TOGETHER_MAX flows under way at once."""
-        waiting: list[_Running[T]] = []
-        try:
-            yield from self._run_many(iter(flows), waiting)
-        finally:
-            for running in waiting:
-                running.stop()
-
-    def _run_many(self, source: Iterator[Flow[T]], waiting: list[_Running[T]]) -> Iterator[T | E.FileError]:
-        is_more = True
-        while True:
-            while is_more and len(waiting) < TOGETHER_MAX:
-                flow = next(source, None)
-                if flow is None:
-                    is_more = False
-                else:
-                    waiting.append(_Running(flow))
-            if not waiting:
-                return
-            first = waiting[0]
-            while not first.is_done:
-                assert first.pending is not None
-                try:
-                    self._wait(first.pending)
-                except E.FileError as e:
-                    first.go_on(e)
-                for running in waiting:
-                    running.go_on()
-            waiting.pop(0)
-            yield first.outcome()
-
-    def _wait(self, pending: Pending) -> Message:
-        try:
-            while not pending.is_done:
-                if not self._turn(pending.deadline):
-                    self.core.abandon(pending)
-                    raise E.Etimedout(type(pending.request).__name__)
-        except E.FileError:
-            raise
-        except BaseException:
-            self._flush(pending)
-            raise
-        return pending.result()
-
-    def _flush(self, pending: Pending) -> None:
-        """Interrupted: tell the server, and give it LEAVE_SECONDS to agree.
-
-        In the middle of a send or receive nobody knows how far it came: then to hang up is the only honest flush.
-        """
-        if self._is_torn:
-            self.core.close("interrupted")
-        flush = self.core.abandon(pending)
-        until = time.monotonic() + LEAVE_SECONDS
-        while flush is not None and not flush.is_done and self._turn(until):
-            pass
-
-    def _turn(self, until: float | None) -> bool:
-        """Send what there is, take what has come; False once `until` has passed."""
-        core, line = self.core, self._line
-        try:
-            while core.has_output and (buffers := core.outgoing()):
-                self._is_torn = True
-                n = line.send(buffers)
-                core.sent(n or 0)
-                self._is_torn = False
-                if n is None:
-                    break
-            if not line.wait(bool(core.has_output), until):
-                return False
-            self._is_torn = True
-            n = line.recv_into(core.space())
-            if n == 0:
-                core.close("the server hung up")
-            elif n is not None:
-                core.received(n)
-            self._is_torn = False
-        except OSError as e:
-            core.close(e.strerror or str(e))
-        except E.ProtocolError as e:
-            core.close(str(e), E.Eproto)
-        return True
 
     # -- paths
 
@@ -433,9 +323,11 @@ class BlockingFile:
         return n
 
     def fsync(self, *, datasync: bool = False) -> None:
+        """Return once what was written is durable, as far as the server says so."""
         self._client.run(ops.fsync(self._client.core, self._opened.fid, datasync))
 
     def stat(self) -> Stat:
+        """The open file's Stat, also when its name is gone."""
         return self._client.run(meta.stat(self._client.core, self._opened.fid))
 
     def close(self, *, wait: bool = True) -> None:
@@ -449,97 +341,3 @@ class BlockingFile:
             self._client.run(ops.clunk(self._client.core, self._opened.fid))
         else:
             self._client.core.clunk_soon(self._opened.fid)
-
-
-class _Running(Generic[T]):
-    """A flow of `run_many`, and how far it has come."""
-
-    def __init__(self, flow: Flow[T]) -> None:
-        self._flow = flow
-        self._error: E.FileError | None = None
-        self._value: list[T] = []
-        self.pending: Pending | None = None
-        self._step(functools.partial(next, flow))
-
-    @property
-    def is_done(self) -> bool:
-        return self.pending is None
-
-    def go_on(self, error: E.FileError | None = None) -> None:
-        """Hand over every answer that has come; or `error`, in place of the one that has not."""
-        while self.pending is not None and (self.pending.is_done or error is not None):
-            failure = error or self.pending.error
-            error = None
-            reply = self.pending.reply
-            if failure is not None:
-                self._step(functools.partial(self._flow.throw, failure))
-            else:
-                assert reply is not None
-                self._step(functools.partial(self._flow.send, reply))
-
-    def _step(self, step: Callable[[], Pending]) -> None:
-        try:
-            self.pending = step()
-        except StopIteration as stop:
-            self.pending = None
-            self._value.append(stop.value)
-        except E.FileError as e:
-            self.pending = None
-            self._error = e
-
-    def outcome(self) -> T | E.FileError:
-        return self._error if self._error is not None else self._value[0]
-
-    def stop(self) -> None:
-        """Nobody wants it any more."""
-        if self.pending is not None:
-            self._flow.close()
-
-
-class _Line:
-    """A Link without blocking calls, and one poll for both directions: a peer that takes nothing must not stop us."""
-
-    def __init__(self, link: Link) -> None:
-        sock = link.sock
-        self._poll = select.poll()
-        if sock is not None:
-            sock.setblocking(False)
-            self._read = self._write = sock.fileno()
-            self._recv: Callable[[memoryview], int] = sock.recv_into
-            self._send: Callable[[Sequence[bytes | memoryview]], int] = sock.sendmsg
-        else:
-            self._read, self._write = link.fds
-            for fd in link.fds:
-                os.set_blocking(fd, False)
-            self._recv = lambda buffer: os.readv(self._read, [buffer])
-            self._send = lambda buffers: os.writev(self._write, buffers)
-        self._is_watching_write = False
-        self._poll.register(self._read, select.POLLIN)
-
-    def recv_into(self, buffer: memoryview) -> int | None:
-        """Bytes received, 0 at the end, None if there are none now."""
-        try:
-            return self._recv(buffer)
-        except BlockingIOError:
-            return None
-
-    def send(self, buffers: Sequence[bytes | memoryview]) -> int | None:
-        try:
-            return self._send(buffers)
-        except BlockingIOError:
-            return None
-
-    def wait(self, for_write: bool, until: float | None) -> bool:
-        """Wait until bytes have come or can go; False once `until` has passed, on time.monotonic's clock."""
-        if for_write != self._is_watching_write:
-            self._is_watching_write = for_write
-            if self._write != self._read:
-                if for_write:
-                    self._poll.register(self._write, select.POLLOUT)
-                else:
-                    self._poll.unregister(self._write)
-            else:
-                self._poll.modify(self._read, select.POLLIN | (select.POLLOUT if for_write else 0))
-        if until is None:
-            return bool(self._poll.poll())
-        return bool(self._poll.poll(max(0.0, (until - time.monotonic()) * 1000)))

@@ -1,13 +1,12 @@
 """The client's half of one 9P connection, sans-IO: tags, fids, frames, flushes, and no trust in the server.
 
 Bytes come in through `space` and `received`, bytes go out through `outgoing` and `sent`; a driver moves them
-(blocking.py, client.py).  An operation is a generator, a `Flow`: it submits requests to the core and yields each
-`Pending` that it must wait for.  `yield` gives the reply or raises the FileError; several requests may be submitted
-before the first is waited for.  So every operation is written once (client_ops.py), for both drivers.
+(blocking_run.py, client_mux.py).  Operations are flows (client_pending.py), written once in client_ops.py,
+client_naming.py and client_meta.py for both drivers.
 
 What a server may not do ends the session with ProtocolError, and every request in flight with Eproto: a reply to a tag
-that was never sent, or twice; a reply of another type; a frame past msize; more bytes, more qids, or more written than
-asked for.  No clock, no socket and no trio here.
+that was never sent, or twice; a reply of another type; a frame past msize; and whatever client_pending.checked refuses.
+No clock, no socket and no trio here.
 """
 
 from __future__ import annotations
@@ -16,72 +15,31 @@ import enum
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Generator
-from typing import Final, TypeVar
+from collections.abc import Callable
+from typing import Final
 
+from ninep.edges.client_pending import ERRORS, Flow, Pending, checked, error_of
 from ninep.limits import DEFAULT, Limits
 from ninep.proto import errors as E
 from ninep.proto.codec import Dialect, In, Message, Undecodable
-from ninep.proto.dotl import Rlerror, Rreaddir, Treaddir
 from ninep.proto.framing import Framer
 from ninep.proto.messages import (
-    Rerror,
-    Rread,
     Rversion,
-    Rwalk,
-    Rwrite,
     Tclunk,
     Tflush,
     Tread,
     Tversion,
-    Twalk,
     Twrite,
     write_header,
 )
 from ninep.proto.types import IOHDRSZ, NOFID, NOTAG
 from ninep.proto.version import BY_NAME, MSIZE_BYTES_MIN, UNKNOWN
 
-T = TypeVar("T")
-
 COPY_BYTES_MAX: Final = 16 << 10  # a payload up to this size joins its header; a larger one goes from its place
 BUFFERS_MAX: Final = 512  # buffers of one sendmsg; IOV_MAX is 1024
 FIRST_REPLY_BYTES_MAX: Final = 512  # an Rversion, or the error that a confused server sends instead
 REQUESTS_MAX: Final = 960  # in flight at once; a server of ours refuses past Limits.requests_max, 1024
 CLUNKS_MAX: Final = 64  # of them, clunks that nobody waits for
-
-_ERRORS: Final = (7, 107)
-
-
-class Pending:
-    """One request in flight.  `is_done` once the reply, the error, or the Rflush that replaces both has come.
-
-    `deadline` is on the core's clock, None where the server may take for ever (a read may be of a stream).
-    `waiter` is the driver's.
-    """
-
-    __slots__ = ("deadline", "error", "fid_freed", "fid_made", "flush", "is_done", "reply", "request", "tag", "waiter")
-
-    def __init__(self, tag: int, request: Message, deadline: float | None) -> None:
-        self.tag = tag
-        self.request = request
-        self.deadline = deadline
-        self.reply: Message | None = None
-        self.error: E.FileError | None = None
-        self.is_done = False
-        self.flush: Pending | None = None
-        self.fid_made = NOFID  # the fid that exists if this succeeds
-        self.fid_freed = NOFID  # the fid that is gone whatever the answer is
-        self.waiter: object | None = None
-
-    def result(self) -> Message:
-        """The reply, once done.  Raises the FileError that came instead."""
-        if self.error is not None:
-            raise self.error
-        assert self.reply is not None
-        return self.reply
-
-
-Flow = Generator[Pending, Message, T]
 
 
 class State(enum.Enum):
@@ -364,17 +322,17 @@ class Core:
         if pending is None or pending.is_done:
             raise E.ProtocolError(f"reply to tag {tag}, which nothing waits for")
         decoder = self.dialect.decode_r.get(number)
-        if decoder is None or (number != pending.request.number + 1 and number not in _ERRORS):
+        if decoder is None or (number != pending.request.number + 1 and number not in ERRORS):
             raise E.ProtocolError(f"reply of type {number} to {type(pending.request).__name__}")
         try:
             _, reply = decoder(view, at, end)
         except Undecodable as e:
             raise E.ProtocolError(str(e.error))
         self.replied += 1
-        if number in _ERRORS:
-            pending.error = _error_of(reply)
+        if number in ERRORS:
+            pending.error = error_of(reply)
         else:
-            pending.reply = _checked(pending.request, reply)
+            pending.reply = checked(pending.request, reply)
         self._finish(pending, done)
 
     def _finish(self, pending: Pending, done: list[Pending]) -> None:
@@ -430,37 +388,6 @@ class Core:
 
 _NOBODY: Final = object()  # the waiter of a request that nobody waits for
 _CLUNKER: Final = object()  # and of a clunk that only frees a fid
-
-
-def _error_of(reply: Message) -> E.FileError:
-    if isinstance(reply, Rlerror):
-        return E.from_errno(reply.ecode)
-    assert isinstance(reply, Rerror)
-    return E.from_ename(reply.ename, reply.errno)
-
-
-def _checked(request: Message, reply: Message) -> Message:
-    """The reply, its data copied out of the buffer, if it is one that the request allows (SEC-62)."""
-    match reply:
-        case Rread(data):
-            assert isinstance(request, Tread)
-            if len(data) > request.count:
-                raise E.ProtocolError(f"{len(data)} bytes for a read of {request.count}")
-            return Rread(bytes(data))
-        case Rwrite(count):
-            assert isinstance(request, Twrite)
-            if count > len(request.data) or (count == 0 and len(request.data)):
-                raise E.ProtocolError(f"{count} bytes taken of a write of {len(request.data)}")
-        case Rwalk(wqid):
-            assert isinstance(request, Twalk)
-            if len(wqid) > len(request.wname):
-                raise E.ProtocolError(f"{len(wqid)} qids for {len(request.wname)} names")
-        case Rreaddir(data):
-            assert isinstance(request, Treaddir)
-            if len(data) > request.count:
-                raise E.ProtocolError(f"{len(data)} bytes for a readdir of {request.count}")
-            return Rreaddir(bytes(data))
-    return reply
 
 
 # -- how a session begins

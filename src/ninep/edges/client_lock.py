@@ -10,8 +10,9 @@ import hashlib
 import os
 from typing import Final
 
-from ninep.edges.client_core import Core, Flow
+from ninep.edges.client_core import Core
 from ninep.edges.client_ops import DOTL, as_reply
+from ninep.edges.client_pending import Flow
 from ninep.proto import dotl as L
 from ninep.proto import errors as E
 from ninep.proto.types import F_RDLCK, F_UNLCK, F_WRLCK, OFFSET_MAX, Lock

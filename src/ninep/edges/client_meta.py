@@ -7,8 +7,9 @@ directories (client_naming.py).
 from __future__ import annotations
 
 from ninep.edges import client_checks as checks
-from ninep.edges.client_core import Core, Flow
+from ninep.edges.client_core import Core
 from ninep.edges.client_ops import DOTL, DOTU, as_reply, clunk, read, walk, write
+from ninep.edges.client_pending import Flow
 from ninep.proto import dotl as L
 from ninep.proto import errors as E
 from ninep.proto import messages as M

@@ -21,7 +21,8 @@ from typing import Any, Final, TypeVar
 import trio
 
 from ninep.edges.client_checks import QT_KINDS
-from ninep.edges.client_core import REQUESTS_MAX, Core, Flow, Pending, State
+from ninep.edges.client_core import REQUESTS_MAX, Core, State
+from ninep.edges.client_pending import Flow, Pending
 from ninep.edges.dial import Link
 from ninep.edges.wire import Wire
 from ninep.file import HASHED_PATH

@@ -10,8 +10,9 @@ import os
 import stat as _s
 from typing import Final
 
-from ninep.edges.client_core import Core, Flow
+from ninep.edges.client_core import Core
 from ninep.edges.client_ops import DOTL, DOTU, P2000_OMODE, Opened, about, as_reply, l_flags, walk
+from ninep.edges.client_pending import Flow
 from ninep.proto import dotl as L
 from ninep.proto import errors as E
 from ninep.proto import messages as M

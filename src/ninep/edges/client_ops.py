@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from ninep.edges import client_checks as checks
-from ninep.edges.client_core import Core, Flow, Pending
+from ninep.edges.client_core import Core
+from ninep.edges.client_pending import Flow, Pending
 from ninep.proto import dotl as L
 from ninep.proto import errors as E
 from ninep.proto import messages as M

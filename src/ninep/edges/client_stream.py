@@ -9,8 +9,9 @@ from collections import deque
 from typing import Final
 
 from ninep.edges import client_checks as checks
-from ninep.edges.client_core import Core, Flow, Pending
+from ninep.edges.client_core import Core
 from ninep.edges.client_ops import DOTL, DOTU, Opened, as_reply, drop
+from ninep.edges.client_pending import Flow, Pending
 from ninep.proto import dotl as L
 from ninep.proto import errors as E
 from ninep.proto import messages as M
