@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -280,14 +282,16 @@ def test_a_write_by_another_takes_the_set_id_bits_away(open_tmp: Path, needs_fus
 # -- without privileges
 
 
-def rootless(tmp_path: Path, *before: str) -> tuple[str, ...]:
-    """A prefix that runs a server as `nobody` where /dev/fuse is open to all; the host's node is not touched."""
+def rootless(place: Path, *before: str) -> tuple[str, ...]:
+    """A prefix that runs a command where /dev/fuse is open to all, and `place` shows this Python and its modules, which
+    may be in root's home; the host's node and directories are not touched."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("setpriv", "unshare", "fusermount3"))):
         pytest.skip("needs root, setpriv, unshare and fusermount3")
-    script = (
-        f"mknod {tmp_path}/fuse c 10 229 && chmod 666 {tmp_path}/fuse && mount --bind {tmp_path}/fuse /dev/fuse && "
-        'exec "$@"'
-    )
+    steps = [f"mknod {place}/fuse c 10 229 && chmod 666 {place}/fuse && mount --bind {place}/fuse /dev/fuse"]
+    for name, source in SHOWN.items():
+        (place / name).mkdir(exist_ok=True)
+        steps.append(f"mount --bind {shlex.quote(str(source))} {place}/{name}")
+    script = " && ".join([*steps, 'exec "$@"'])
     return ("unshare", "-m", "--propagation=private", "sh", "-c", script, "sh", *before)
 
 
@@ -301,7 +305,7 @@ def test_an_ordinary_user_mounts(open_tmp: Path, needs_fuse: None, way: str) -> 
     if way == "user namespace":
         nobody += ("unshare", "-Urm")
     script = (
-        f"{python_for_all()} {PROGRAM} ram {point} < /dev/null > {open_tmp}/out & "
+        f"{python_for_all(open_tmp)} {open_tmp}/tests/fuse_server.py ram {point} < /dev/null > {open_tmp}/out & "
         f"i=0; while ! grep -q ready {open_tmp}/out; do sleep .05; i=$((i+1)); test $i -lt 200; done; "
         f"echo works > {point}/f; cat {point}/f; grep ' {point} ' /proc/self/mountinfo; kill $!; wait $!; "
         f"! grep ' {point} ' /proc/self/mountinfo"
@@ -314,15 +318,22 @@ def test_an_ordinary_user_mounts(open_tmp: Path, needs_fuse: None, way: str) -> 
     assert b"nosuid,nodev" in done.stdout
 
 
-def python_for_all() -> str:
-    """A command that runs this Python with these modules for a user who may not enter root's home."""
-    path = ":".join(p for p in sys.path if "site-packages" in p)
-    here = f"env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={path}:{Path(PROGRAM).parent.parent / 'src'}"
-    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        # By a shell, because setpriv still has root's capabilities when it looks the program up.
-        if as_nobody("sh", "-c", f"{here} {python} -c 'import trio, ninep.edges.fuse'").returncode == 0:
-            return f"{here} {python}"
-    pytest.skip("needs a Python that other users may run")
+TESTS = Path(PROGRAM).parent
+SHOWN = {
+    "python": sys.base_prefix,
+    "libraries": sysconfig.get_path("purelib"),
+    "ours": TESTS.parent / "src",
+    "tests": TESTS,
+}
+
+
+def python_for_all(place: Path) -> str:
+    """A command that runs this Python with these modules for any user, under rootless(place)."""
+    variables = f"PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={place}/libraries:{place}/ours"
+    program = f"bin/python3.{sys.version_info.minor}"
+    if sys.base_prefix in ("/usr", "/usr/local"):
+        return f"env {variables} {sys.base_prefix}/{program}"
+    return f"env {variables} LD_LIBRARY_PATH={place}/python/lib {place}/python/{program}"
 
 
 # -- passthrough
