@@ -6,12 +6,13 @@ key; nothing is ignored, and nothing is half applied.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import stat as _s
 import tomllib
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -86,10 +87,30 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load(path: str) -> Config:
-    """The file at path.  Raises ConfigError, and OSError when it cannot be read.
+    """The file at path.  Raises ConfigError, the first mistake in it, and OSError when it cannot be read.
 
     A file that others may write is refused: whoever writes it decides what is served.
     """
+    return parse(_text(path), path)
+
+
+def mistakes(path: str) -> list[ConfigError]:
+    """Everything that is wrong with the file at path, in the order of its lines.  Raises OSError as load does."""
+    try:
+        return _judge(_text(path), path)[1]
+    except ConfigError as e:
+        return [e]
+
+
+def parse(text: str, path: str = "config") -> Config:
+    """A configuration from its text.  Raises ConfigError, the first mistake in it."""
+    config, wrong = _judge(text, path)
+    if wrong:
+        raise wrong[0]
+    return config
+
+
+def _text(path: str) -> str:
     with open(path, "rb") as file:
         mode = os.fstat(file.fileno())
         if mode.st_mode & 0o022 and _s.S_ISREG(mode.st_mode):
@@ -98,40 +119,90 @@ def load(path: str) -> Config:
     if len(raw) > BYTES_MAX:
         raise ConfigError(path, 0, "", f"longer than {BYTES_MAX} bytes")
     try:
-        text = raw.decode()
+        return raw.decode()
     except UnicodeDecodeError as e:
         raise ConfigError(path, raw.count(b"\n", 0, e.start) + 1, "", "not UTF-8") from None
-    return parse(text, path)
 
 
-def parse(text: str, path: str = "config") -> Config:
-    """A configuration from its text.  Raises ConfigError."""
+def _judge(text: str, path: str) -> tuple[Config, list[ConfigError]]:
+    """What the text says as far as it is right, and every mistake in it by line.
+
+    Raises ConfigError for what is not TOML: nobody knows what the rest of it means.
+    """
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         found = re.search(r"line (\d+)", str(e))
         message = re.sub(r" \(at .*\)", "", str(e))
         raise ConfigError(path, int(found[1]) if found else text.count("\n") + 1, "", message.lower()) from None
+    wrong: list[tuple[str, str]] = []
+    config = msgspec.convert(_sound(table, Config, "", wrong), Config)
+    wrong += _senseless(config)
     lines = dict(_lines(text))
-    try:
-        config = msgspec.convert(table, Config)
-    except msgspec.ValidationError as e:
-        key, message = _blame(str(e))
-        raise ConfigError(path, *_place(lines, key), message) from None
-    for key, message in _senseless(config, table):
-        raise ConfigError(path, *_place(lines, key), message)
-    return config
+    return config, sorted((ConfigError(path, _line(lines, k), k, t) for k, t in wrong), key=lambda e: e.line)
 
 
-def _blame(message: str) -> tuple[str, str]:
-    """msgspec's words as (dotted key, what is wrong with it)."""
-    message, _, where = message.partition(" - at `$")
-    key = where.rstrip("`").lstrip(".").replace("[...]", "")
-    if unknown := re.fullmatch("Object contains unknown field `(.*)`", message):
-        return f"{key}.{unknown[1]}".lstrip("."), "unknown key"
-    if missing := re.fullmatch("Object missing required field `(.*)`", message):
-        return key, f"missing: {missing[1]}"
-    return key, message[:1].lower() + message[1:].replace("`", "")
+def _sound(table: dict[str, Any], kind: type[msgspec.Struct], where: str, wrong: list[tuple[str, str]]) -> Any:
+    """The part of the table that `kind` can hold; the rest goes to `wrong` as (dotted key, complaint)."""
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    sound: dict[str, Any] = {}
+    for name, value in table.items():
+        key = f"{where}{name}"
+        if name not in fields:
+            wrong.append((key, f"unknown key{_meant(name, fields)}"))
+            continue
+        of = fields[name].type
+        is_tables = get_origin(of) is dict
+        if (is_tables or _is_struct(of)) and not isinstance(value, dict):
+            wrong.append((key, f"expected a table, as [{key}{'.NAME' if is_tables else ''}]: {value!r:.60}"))
+        elif is_tables:
+            sound[name] = _sound_tables(value, get_args(of)[1], key, wrong)
+        elif _is_struct(of):
+            sound[name] = _sound(value, of, f"{key}.", wrong)
+        else:
+            try:
+                msgspec.convert(value, of)
+                sound[name] = value
+            except msgspec.ValidationError as e:
+                wrong.append((key, _complaint(str(e), of)))
+    return sound
+
+
+def _sound_tables(tables: dict[str, Any], kind: type[msgspec.Struct], where: str, wrong: list[tuple[str, str]]) -> Any:
+    """The same of tables whose names are free, such as [exports.NAME]."""
+    sound: dict[str, Any] = {}
+    required = [field.name for field in msgspec.structs.fields(kind) if field.required]
+    for name, value in tables.items():
+        key = f"{where}.{name}"
+        if not isinstance(value, dict):
+            wrong.append((key, f"expected a table, as [{key}]: {value!r:.60}"))
+            continue
+        missing = [one for one in required if one not in value]
+        wrong.extend((key, f"missing: {one}") for one in missing)
+        of_this = _sound(value, kind, f"{key}.", wrong)
+        if all(one in of_this for one in required):
+            sound[name] = of_this
+    return sound
+
+
+def _is_struct(of: object) -> bool:
+    return isinstance(of, type) and issubclass(of, msgspec.Struct)
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """What an unknown key should have been."""
+    near = difflib.get_close_matches(name, known, 1)
+    if near:
+        return f": did you mean {near[0]}?"
+    return f": one of {' '.join(known)}" if len(list(known)) < 12 else ""
+
+
+def _complaint(message: str, of: object) -> str:
+    """msgspec's words about one value, with what would have been right."""
+    message = message.partition(" - at `$")[0].replace("`", "")
+    choices = get_args(of) if get_origin(of) is Literal else ()
+    said = message[:1].lower() + message[1:]
+    return f"{said}: one of {' '.join(map(str, choices))}" if choices else said
 
 
 _TABLE_LINE = re.compile(r"\s*\[+\s*([^\]#]+?)\s*\]")
@@ -162,33 +233,25 @@ def _parts(dotted: str) -> list[str]:
     return [part.strip("\"'") for part in _PART.findall(dotted)]
 
 
-def _place(lines: dict[str, int], key: str) -> tuple[int, str]:
-    """(line, key) of the key, or the line of the nearest table around it.
-
-    msgspec leaves out the free name of a table such as [exports.NAME]: the first key that fits stands for it.
-    """
-    around = key
-    while around:
-        if around in lines:
-            return lines[around], key
-        head, _, last = around.rpartition(".")
-        for known, number in lines.items():
-            if head and known.startswith(f"{head}.") and known.rpartition(".")[2] == last:
-                return number, known
-        around = head
-    return 1, key
+def _line(lines: dict[str, int], key: str) -> int:
+    """The line of the key, or of the nearest table around it."""
+    while key:
+        if key in lines:
+            return lines[key]
+        key = key.rpartition(".")[0]
+    return 1
 
 
-def _senseless(config: Config, table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _senseless(config: Config) -> Iterator[tuple[str, str]]:
     """(key, complaint) for values of the right type that mean nothing."""
-    for name in table.get("limits", ()):
+    for name in config.limits.__struct_fields__:
         value = getattr(config.limits, name)
         if not value > 0 or (name.endswith("_share") and value > 1):
-            yield f"limits.{name}", f"must be above zero: {value}"
+            yield f"limits.{name}", f"must be above zero{' and at most 1' * name.endswith('_share')}: {value}"
     if config.limits.msize_bytes_max < MSIZE_BYTES_USUAL:
         yield "limits.msize_bytes_max", f"below {MSIZE_BYTES_USUAL}"
     if not re.fullmatch("0?[0-7]{3}", config.listen.socket_mode):
-        yield "listen.socket_mode", f"not an octal mode: {config.listen.socket_mode!r}"
+        yield "listen.socket_mode", f"not an octal mode, as '660': {config.listen.socket_mode!r}"
     if not 0 < config.client.timeout_seconds < 1e9:
         yield "client.timeout_seconds", f"must be above zero: {config.client.timeout_seconds}"
     for name, export in config.exports.items():

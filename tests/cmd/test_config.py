@@ -71,7 +71,52 @@ def test_a_mistake_is_told_with_its_line_and_key(text: str, line: int, key: str,
     assert ran.code == 1
     assert ran.out.startswith(f"{file}:{line}: ")
     assert said in ran.out
-    assert ninep("config", "check", "--json", str(file)).json()["line"] == line
+    assert ninep("config", "check", "--json", str(file)).lines()[0]["line"] == line
+
+
+def test_check_tells_every_mistake_with_its_line_and_what_would_have_been_right(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        "lisen = 1\n[node]\nmuont = '/n9'\nsocket = 'yes'\nstate = 'here'\n"
+        "[log]\nlevel = 'loud'\n[exports.a]\nro = 3\n[exports.b]\ndir = 'b'\nrw = true\n"
+        "[limits]\nfids_max = 0\nmany = 1\n"
+    )
+    ran = ninep("config", "check", str(file))
+    assert ran.code == 1
+    assert ran.out.splitlines() == [
+        f"{file}:{line}"
+        for line in (
+            "1: lisen: unknown key: did you mean listen?",
+            "3: node.muont: unknown key: did you mean mount?",
+            "4: node.socket: expected bool, got str",
+            "5: node.state: not an absolute path: 'here'",
+            "7: log.level: invalid enum value 'loud': one of debug info warning error",
+            "8: exports.a: missing: dir",
+            "9: exports.a.ro: expected bool, got int",
+            "11: exports.b.dir: not an absolute path: 'b'",
+            "12: exports.b.rw: unknown key: one of dir ro ownership",
+            "14: limits.fids_max: must be above zero: 0",
+            "15: limits.many: unknown key",
+        )
+    ]
+    rows = ninep("config", "check", "--json", str(file)).lines()
+    assert [(row["line"], row["key"]) for row in rows[:2]] == [(1, "lisen"), (3, "node.muont")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("node = 1\n", "1: node: expected a table, as [node]: 1"),
+        ("exports = 1\n", "1: exports: expected a table, as [exports.NAME]: 1"),
+        ("[exports]\na = '/a'\n", "2: exports.a: expected a table, as [exports.a]: '/a'"),
+        ("[listen]\nallow_uids = [1, 'joe']\n", "2: listen.allow_uids: expected int, got str"),
+        ("[log]\nlevel = 4\n", "2: log.level: expected str, got int: one of debug info warning error"),
+    ],
+)
+def test_what_is_no_table_and_no_list_is_told(text: str, said: str) -> None:
+    with pytest.raises(config.ConfigError) as caught:
+        config.parse(text, "f")
+    assert str(caught.value) == f"f:{said}"
 
 
 def test_check_of_a_good_file_and_of_none(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import argparse
 import os
 from collections.abc import Mapping
 
-from ninep.config import Config, ConfigError, load
+from ninep.config import Config, ConfigError, load, mistakes
 
 from .failure import FAILED, OK, REFUSED, Failure, UsageError
 from .output import Output
@@ -62,13 +62,14 @@ def config(args: argparse.Namespace, output: Output) -> int:
 
 
 def _check(path: str, output: Output) -> int:
-    try:
-        load(path)
-    except ConfigError as e:
+    """Every mistake of the file on its own line."""
+    wrong = mistakes(path)
+    for e in wrong:
         if output.is_json:
             output.json({"ok": False, "file": path, "line": e.line, "key": e.key, "error": e.text})
         else:
             output.line(str(e))
+    if wrong:
         return FAILED
     if output.is_json:
         output.json({"ok": True, "file": path})
