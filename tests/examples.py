@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,15 +147,40 @@ def run(text: str, directory: Path) -> int:
             ["bash", str(program)], cwd=directory, env=env, stdin=subprocess.DEVNULL, stdout=stray, stderr=stray,
             start_new_session=True,
         )  # fmt: skip
-        try:
-            shell.wait(SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            pass  # the command without an exit code is the one that hangs
-        finally:
-            end_all(shell, directory)
+        with guarded(shell.pid):
+            try:
+                shell.wait(SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                pass  # the command without an exit code is the one that hangs
+            finally:
+                end_all(shell, directory)
     for i, command in enumerate(todo):
         verify(command, where / f"{i}.out", where / f"{i}.code")
     return len(todo)
+
+
+GUARD = """
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+if not sys.stdin.buffer.read(1):  # whoever ran the examples died without a word
+    try:
+        os.killpg(int(sys.argv[1]), signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+@contextmanager
+def guarded(group: int) -> Iterator[None]:
+    """Should this process be killed inside, even by SIGKILL, the process group is ended too: its servers would stay."""
+    guard = subprocess.Popen(
+        [sys.executable, "-S", "-c", GUARD, str(group)], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        guard.communicate(b"x")
 
 
 def end_all(shell: subprocess.Popen[bytes], directory: Path) -> None:
@@ -164,8 +190,10 @@ def end_all(shell: subprocess.Popen[bytes], directory: Path) -> None:
         servers.wait_until(lambda: not group_lives(shell), "the examples' processes to end", 5)
     except ProcessLookupError:
         pass
-    except TimeoutError:
+    except BaseException as e:  # too slow, or interrupted again: no gentleness then
         os.killpg(shell.pid, signal.SIGKILL)
+        if not isinstance(e, TimeoutError):
+            raise
     shell.wait()
     for point in sorted(mounts_below(str(directory)), reverse=True):
         servers.unmount(point)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import examples
 import pytest
+import servers
 
 pytestmark = pytest.mark.feature("docs-executed")
 
@@ -64,3 +69,59 @@ BAD = {
 def test_a_document_that_shows_something_else_fails(document: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(examples.ExampleFailed, match=words):
         examples.run(document, tmp_path)
+
+
+RUNNER = """
+import pathlib, sys
+import examples
+examples.run(open(sys.argv[1]).read(), pathlib.Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["INT", "TERM", "KILL"])
+def test_whoever_ends_the_examples_ends_what_they_started(number: int, tmp_path: Path) -> None:
+    document, directory = tmp_path / "doc.md", tmp_path / "d"
+    directory.mkdir()
+    document.write_text(fenced("sh test", "$ sleep 1000 & echo $! >server", "$ echo $$ >shell; sleep 1000"))
+    runner = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, str(document), str(directory)],
+        env={**os.environ, "PYTHONPATH": str(examples.ROOT / "tests")},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        servers.wait_until(lambda: (directory / "shell").exists() and (directory / "shell").read_text(), "a shell", 10)
+        pids = [int((directory / name).read_text()) for name in ("server", "shell")]
+        assert all(map(is_running, pids))
+        runner.send_signal(number)
+        assert runner.wait(10) != 0
+        servers.wait_until(lambda: not any(map(is_running, pids)), "the examples' processes to end", 10)
+    finally:
+        runner.kill()
+        runner.wait()
+
+
+def test_without_the_guard_a_killed_run_leaves_its_servers(tmp_path: Path) -> None:
+    """The control."""
+    document = tmp_path / "doc.md"
+    document.write_text(fenced("sh test", "$ sleep 1000 & echo $! >server", "$ echo $$ >shell; sleep 1000"))
+    naked = RUNNER.replace(
+        "import examples\n", "import examples, contextlib\nexamples.guarded = contextlib.nullcontext\n"
+    )
+    runner = subprocess.Popen(
+        [sys.executable, "-c", naked, str(document), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(examples.ROOT / "tests")},
+    )
+    servers.wait_until(lambda: (tmp_path / "shell").exists() and (tmp_path / "shell").read_text(), "a shell", 10)
+    runner.kill()
+    runner.wait()
+    group = int((tmp_path / "shell").read_text())
+    assert is_running(group)
+    os.killpg(group, signal.SIGKILL)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
