@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 from raw9p import Refused, serving
-from trees import Broken, Parking, SlowDir, Tree
+from trees import Broken, Nonsense, Parking, SlowDir, Tree
 
 from ninep.fid import Fid
 from ninep.file import Call
@@ -14,7 +14,7 @@ from ninep.limits import Limits
 from ninep.node import Node
 from ninep.proto import dotl as l
 from ninep.proto import messages as m
-from ninep.proto.types import NOFID
+from ninep.proto.types import NOFID, Qid, Stat
 from ninep.servers import ram
 from ninep.session import PARKS, Session
 
@@ -251,3 +251,47 @@ async def test_attach_needs_no_auth_and_says_so() -> None:
             await c.rpc(m.Tauth(1, "root", "", 0))
         assert refused.value.errno == 2
         await c.rpc(m.Tattach(1, NOFID, "root", "", 0))
+
+
+NONSENSE = {
+    "read": [None, "text", b"x" * 9000, 7],
+    "write": [None, -1, 10_000, "3", True],
+    "open": [None, "handle"],
+    "walk": [None, 3],
+    "stat": [
+        None,
+        Stat(Qid(0, 0, 1), -1),
+        Stat(Qid(0, 0, 1), 0o100666, size=-1),
+        Stat(Qid(0, 0, 1), 0o100666, uid=1.5),
+    ],  # type: ignore[arg-type]  # the point of the test
+    "readlink": [None, 3],
+}
+
+
+@pytest.mark.feature("author-bugs")
+@pytest.mark.logs("internal error #")
+@pytest.mark.parametrize("later", [False, True], ids=["now", "later"])
+@pytest.mark.parametrize("dialect", ["9P2000.u", "9P2000.L"])
+@pytest.mark.parametrize(("operation", "value"), [(op, v) for op, values in NONSENSE.items() for v in values])
+async def test_a_tree_that_answers_nonsense_costs_one_request_and_never_the_connection(
+    operation: str, value: object, dialect: str, later: bool
+) -> None:
+    async with serving(Tree(t=Nonsense(later, **{operation: value}), good=Parking())) as server:
+        c = await server.client(dialect)
+        refused = 0
+        for step in (
+            lambda: c.walk(0, 1, "t", "f"),
+            lambda: c.rpc(l.Tgetattr(1, l.GETATTR_ALL) if dialect == "9P2000.L" else m.Tstat(1)),
+            lambda: c.rpc(l.Treadlink(1)) if dialect == "9P2000.L" else c.walk(0, 9),
+            lambda: c.open(1, 2),
+            lambda: c.read(1, 0, 8000),
+            lambda: c.write(1, b"hello"),
+            lambda: c.clunk(1),
+        ):
+            try:
+                await step()
+            except Refused:
+                refused += 1
+        assert refused or (operation, dialect) == ("readlink", "9P2000.u")
+        await c.walk(0, 5, "good")
+        await c.open(5)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 import trio
 
 from ninep.answer import Answer
 from ninep.file import Call, Dir, File, Handle
 from ninep.proto import errors as E
+from ninep.proto.types import Stat
 
 
 class Parking(File):
@@ -106,3 +108,54 @@ class Tree(Dir):
 
     def list(self, call: Call) -> Answer[Iterable[tuple[str, File]]]:
         return self.children.items()
+
+
+class Nonsense(Dir):
+    """A tree whose author got the types wrong: every operation named in `wrong` answers what stands there.
+
+    `later`: it answers from a coroutine.
+    """
+
+    def __init__(self, later: bool = False, **wrong: object) -> None:
+        super().__init__()
+        self.wrong = wrong
+        self.later = later
+
+    def answer(self, operation: str, right: object) -> Any:
+        value = self.wrong.get(operation, right)
+        return self._later(value) if self.later else value
+
+    async def _later(self, value: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return value
+
+    def walk(self, call: Call, name: str) -> Answer[File]:
+        return cast(Answer[File], self.answer("walk", NonsenseFile(self)))
+
+
+class NonsenseFile(File):
+    perm = 0o666
+
+    def __init__(self, tree: Nonsense) -> None:
+        super().__init__()
+        self.tree = tree
+
+    def stat(self, call: Call) -> Answer[Stat]:
+        return cast(Answer[Stat], self.tree.answer("stat", File.stat(self, call)))
+
+    def open(self, call: Call, omode: int) -> Answer[Handle]:
+        return cast(Answer[Handle], self.tree.answer("open", NonsenseHandle(self.tree)))
+
+    def readlink(self, call: Call) -> Answer[str]:
+        return cast(Answer[str], self.tree.answer("readlink", "x"))
+
+
+class NonsenseHandle(Handle):
+    def __init__(self, tree: Nonsense) -> None:
+        self.tree = tree
+
+    def read(self, call: Call, offset: int, count: int) -> Answer[bytes]:
+        return cast(Answer[bytes], self.tree.answer("read", b"x"))
+
+    def write(self, call: Call, offset: int, data: bytes | memoryview) -> Answer[int]:
+        return cast(Answer[int], self.tree.answer("write", len(data)))

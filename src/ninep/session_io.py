@@ -13,12 +13,12 @@ from typing import Any, Generic, TypeVar, cast
 import trio
 
 from . import checks as c
-from .answer import Answer, answering, drop, settle
+from .answer import Answer, answering, drop, settle, then
 from .fid import Fid
 from .file import Call, Dir, Handle
 from .node import Node
 from .proto import errors as E
-from .proto.types import OAPPEND, ORCLOSE, OREAD, OWRITE, Entry, Lock
+from .proto.types import OAPPEND, ORCLOSE, OREAD, OWRITE, Entry, Lock, Name
 from .requests import Gate
 from .session_tree import TreeOps
 
@@ -51,7 +51,9 @@ class IoOps(TreeOps):
     _live: dict[str, int]
 
     def opened(self, fid: Fid, handle: Handle, omode: int) -> None:
-        """The fid is open from now on."""
+        """The fid is open from now on.  TypeError for what a tree's open gave that is no handle: its bug."""
+        if not isinstance(handle, Handle):
+            raise TypeError(f"open gave {type(handle).__name__}, not a Handle")
         fid.handle = handle
         fid.omode = omode
         self._live["handles"] += 1
@@ -73,11 +75,16 @@ class IoOps(TreeOps):
             return self.read_xattr(fid, offset, count)
         handle = self._reader(fid, offset, count)
         if handle.stream:
-            return self._in_order(call, fid, False, lambda: handle.read(call, offset, count))
-        if fid.file.kind == S_IFDIR:
-            raise E.Eisdir
-        answer = handle.read(call, offset, count)
-        return self._bounded(fid, answer) if type(answer) is CoroutineType else answer
+            answer = self._in_order(call, fid, False, lambda: handle.read(call, offset, count))
+        else:
+            if fid.file.kind == S_IFDIR:
+                raise E.Eisdir
+            answer = handle.read(call, offset, count)
+            if type(answer) is CoroutineType:
+                answer = self._bounded(fid, answer)
+        if type(answer) is bytes and len(answer) <= count:
+            return answer
+        return then(answer, lambda data: _is_read(data, count))
 
     def read_into(self, call: Call, fid: Fid, offset: int, buffer: memoryview) -> Answer[int]:
         """As read, for positional handles, into the edge's buffer.  The edge keeps it until the answer is there."""
@@ -85,7 +92,11 @@ class IoOps(TreeOps):
         if fid.file.kind == S_IFDIR:
             raise E.Eisdir
         answer = handle.read_into(call, offset, buffer)
-        return self._bounded(fid, answer) if type(answer) is CoroutineType else answer
+        if type(answer) is CoroutineType:
+            answer = self._bounded(fid, answer)
+        elif type(answer) is int and 0 <= answer <= len(buffer):
+            return answer
+        return then(answer, lambda got: _is_count(got, len(buffer), "read_into"))
 
     def write(self, call: Call, fid: Fid, offset: int, data: bytes | memoryview) -> Answer[int]:
         """The bytes taken.  Append handles ignore the offset; streams and appends keep the order of arrival."""
@@ -96,13 +107,20 @@ class IoOps(TreeOps):
             raise E.Enotopen("open it first")
         if fid.omode & 3 in (OREAD, 3):
             raise E.Ebadusefid("not open for writing")
+        size = len(data)
         if handle.stream:
-            return self._in_order(call, fid, True, lambda: handle.write(call, offset, data))
-        c.check_range(offset, len(data))
-        if fid.omode & OAPPEND:
-            return self._in_order(call, fid, True, lambda: handle.write(call, offset, data))
-        answer = handle.write(call, offset, data)
-        return self._bounded(fid, answer) if type(answer) is CoroutineType else answer
+            answer = self._in_order(call, fid, True, lambda: handle.write(call, offset, data))
+        else:
+            c.check_range(offset, size)
+            if fid.omode & OAPPEND:
+                answer = self._in_order(call, fid, True, lambda: handle.write(call, offset, data))
+            else:
+                answer = handle.write(call, offset, data)
+                if type(answer) is CoroutineType:
+                    answer = self._bounded(fid, answer)
+        if type(answer) is int and 0 <= answer <= size:
+            return answer
+        return then(answer, lambda taken: _is_count(taken, size, "write"))
 
     def _bounded(self, fid: Fid, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """Positional I/O that has to wait: it ends by itself, so a clunk lets it end, and a deadline sees to that.
@@ -191,6 +209,17 @@ class IoOps(TreeOps):
             raise E.Enotdir
         c.need(call, c.ENUM)
         answer = handle.entries(call, cookie, count)
+        return self._bounded(fid, answer) if type(answer) is CoroutineType else answer
+
+    def names(self, call: Call, fid: Fid, cookie: int, count: int) -> Answer[Sequence[Name]]:
+        """As entries, for an edge that needs no qid; `count` as Handle.names has it."""
+        handle = fid.handle
+        if handle is None:
+            raise E.Enotopen("open it first")
+        if not isinstance(fid.file, Dir):
+            raise E.Enotdir
+        c.need(call, c.ENUM)
+        answer = handle.names(call, cookie, count)
         return self._bounded(fid, answer) if type(answer) is CoroutineType else answer
 
     # -- the rest of an open file
@@ -301,6 +330,21 @@ class IoOps(TreeOps):
         with trio.move_on_after(self.limits.close_seconds_max, shield=True):
             return await settle(work)
         raise E.Etimedout("close")
+
+
+def _is_read(data: bytes | bytearray | memoryview, count: int) -> bytes:
+    """What a read of the tree gave, if it is bytes and no more than asked; else the tree's bug."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"read gave {type(data).__name__}, not bytes")
+    if len(data) > count:
+        raise ValueError(f"read gave {len(data)} bytes, asked for {count}")
+    return bytes(data)
+
+
+def _is_count(count: int, most: int, name: str) -> int:
+    if type(count) is not int or not 0 <= count <= most:
+        raise ValueError(f"{name} gave {count!r}, of {most} bytes")
+    return count
 
 
 def _never() -> Any:

@@ -88,6 +88,9 @@ class Connection:
             except E.FileError as e:  # a name or record that this dialect cannot carry
                 self.refuse(key, e)
                 return
+            except Exception as e:  # what no field can hold came from a tree: its bug
+                self.refuse(key, self.node.bug(e))
+                return
             if len(frame) > self._msize:
                 self.refuse(key, E.Erange(f"{len(frame)} bytes, msize {self._msize}"))
             else:
