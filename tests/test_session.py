@@ -292,6 +292,7 @@ async def test_a_tree_that_answers_nonsense_costs_one_request_and_never_the_conn
                 await step()
             except Refused:
                 refused += 1
-        assert refused or (operation, dialect) == ("readlink", "9P2000.u")
+        # .u asks for no link's text here, and clamps a length to what its field holds.
+        assert refused or (dialect == "9P2000.u" and operation in ("readlink", "stat"))
         await c.walk(0, 5, "good")
         await c.open(5)
