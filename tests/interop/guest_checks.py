@@ -1,7 +1,6 @@
-"""What a Linux kernel's 9P mount must do on our trees: run inside the guest, one line of JSON for each check.
+"""What a Linux kernel's 9P mount must do on our trees, call by call: files, names, metadata, locks, mappings, streams.
 
-`guest_checks.py PLAN`: the plan names mounts below /run/m, each with its dialect, cache mode and tree.  Uses only the
-standard library.  A check gets a fresh directory of its own and raises if the mount is not what Linux promises.
+Entered in guest_kit's table and run inside the guest by guest_run.py.  Uses only the standard library.
 """
 
 from __future__ import annotations
@@ -9,110 +8,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import functools
-import hashlib
-import json
 import mmap
 import os
 import random
 import signal
 import stat
-import subprocess
-import sys
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from interop.guest_kit import DOTL, DOTU, LIVE, MANY, P2000, Mount, check, raises, run
 
 NO_NUMBER = 526  # what Linux makes of an Rerror whose text is not in its table
 V9FS_MAGIC = 0x01021997
-MANY = 2000
-DOTL, DOTU, P2000 = "9p2000.L", "9p2000.u", "9p2000"
-FILES, LIVE = ("ram", "host"), ("live",)
-
-
-@dataclass
-class Mount:
-    """One mount; `twin` is another client's mount of the same tree."""
-
-    name: str
-    dialect: str
-    cache: str
-    tree: str
-    twin: str = ""
-    kept: dict[str, str] = field(default_factory=dict)  # path below the tree's root -> SHA-256, as the guest read it
-    directory: str = ""  # of the running check, below the tree's root
-
-    @property
-    def root(self) -> Path:
-        return Path("/run/m") / self.name
-
-    @property
-    def here(self) -> Path:
-        return self.root / self.directory
-
-    def keep(self, path: Path) -> None:
-        """The host shall find the same content there."""
-        self.kept[str(path.relative_to(self.root))] = hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-Check = Callable[[Mount], None]
-
-
-@dataclass
-class Row:
-    """A check, the trees, dialects and cache modes it is for, and the errno that other dialects answer (0: not run)."""
-
-    run: Check
-    trees: tuple[str, ...]
-    dialects: tuple[str, ...]
-    caches: tuple[str, ...]
-    refused: int
-
-
-CHECKS: dict[str, Row] = {}
-
-
-def check(
-    trees: tuple[str, ...] = FILES,
-    dialects: tuple[str, ...] = (DOTL, DOTU, P2000),
-    caches: tuple[str, ...] = ("none", "loose", "mmap"),
-    refused: int = 0,
-) -> Callable[[Check], Check]:
-    def enter(run: Check) -> Check:
-        CHECKS[run.__name__] = Row(run, trees, dialects, caches, refused)
-        return run
-
-    return enter
-
-
-def outcome_wanted(name: str, mount: Mount) -> str | None:
-    """ "works", the name of an errno, or None where the check says nothing about this mount."""
-    row = CHECKS[name]
-    if mount.tree not in row.trees or mount.cache not in row.caches:
-        return None
-    if mount.dialect in row.dialects:
-        return "works"
-    return errno.errorcode[row.refused] if row.refused else None
-
-
-@contextmanager
-def raises(*codes: int) -> Any:
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in codes:
-            raise AssertionError(f"{e} instead of errno {codes}") from e
-    else:
-        raise AssertionError(f"no error; errno {codes} was due")
-
-
-def run(*argv: str, cwd: Path | None = None, seconds: float = 60) -> str:
-    done = subprocess.run(argv, cwd=cwd, capture_output=True, timeout=seconds, check=False, text=True)
-    assert done.returncode == 0, f"{argv}: exit {done.returncode}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 # -- files
@@ -440,139 +348,6 @@ def private_mapping(m: Mount) -> None:
         assert memory[:] == b"abc" * 5000
 
 
-# -- programs and loads
-
-
-def small_tree(top: Path) -> None:
-    for i in range(4):
-        (top / f"d{i}").mkdir(parents=True)
-        for j in range(4):
-            (top / f"d{i}/f{j}").write_bytes(b"%d %d\n" % (i, j) * 100)
-
-
-def listing(top: Path) -> dict[str, bytes]:
-    paths = [Path(at, name) for at, _, names in os.walk(top) for name in names]
-    return {str(path.relative_to(top)): path.read_bytes() for path in paths}
-
-
-@check()
-def rm_rf(m: Mount) -> None:
-    small_tree(m.here / "t")
-    os.makedirs(m.here / "t/deep/er/and/deeper")
-    run("busybox", "rm", "-rf", str(m.here / "t"))
-    assert os.listdir(m.here) == []
-
-
-@check()
-def tar(m: Mount) -> None:
-    small_tree(m.here / "in")
-    run("busybox", "tar", "-C", str(m.here), "-cf", str(m.here / "t.tar"), "in")
-    (m.here / "out").mkdir()
-    run("busybox", "tar", "-C", str(m.here / "out"), "-xf", str(m.here / "t.tar"))
-    assert listing(m.here / "out/in") == listing(m.here / "in")
-    assert len(listing(m.here / "in")) == 16
-    m.keep(m.here / "t.tar")
-
-
-@check(dialects=(DOTL, DOTU))
-def cp_a(m: Mount) -> None:
-    small_tree(m.here / "in")
-    os.symlink("f1", m.here / "in/d0/link")
-    os.chmod(m.here / "in/d1/f1", 0o640)
-    os.utime(m.here / "in/d1/f1", (1_400_000_000, 1_400_000_000))
-    run("cp", "-a", str(m.here / "in"), str(m.here / "out"))
-    assert listing(m.here / "out") == listing(m.here / "in")
-    assert os.readlink(m.here / "out/d0/link") == "f1"
-    st = os.stat(m.here / "out/d1/f1")
-    assert (stat.S_IMODE(st.st_mode), int(st.st_mtime)) == (0o640, 1_400_000_000)
-
-
-@check(dialects=(DOTL,), caches=("loose", "mmap"))
-def git_clone_and_fsck(m: Mount) -> None:
-    source = os.environ["NINEP_GIT"]
-    run("git", "-c", "safe.directory=*", "clone", "-q", "--no-hardlinks", source, str(m.here / "clone"))
-    run("git", "-c", "safe.directory=*", "fsck", "--full", "--strict", cwd=m.here / "clone")
-    assert run("git", "-c", "safe.directory=*", "status", "--porcelain", cwd=m.here / "clone") == ""
-    for path in (m.here / "clone").glob("*.txt"):
-        m.keep(path)
-
-
-@check()
-def random_writes(m: Mount) -> None:
-    """As fsx does: writes, truncations, reads and mappings at random, compared with a model."""
-    dice = random.Random(f"{m.dialect} {m.tree} {m.cache}")
-    path = m.here / "fsx"
-    model = bytearray()
-    size_max = 150_000
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        for step in range(250):
-            what = dice.choice(("write", "write", "read", "read", "truncate", "append", "map"))
-            at = dice.randrange(size_max)
-            data = dice.randbytes(dice.randrange(1, 40_000))
-            if what == "write":
-                data = data[: size_max - at]
-                model.extend(bytes(max(0, at - len(model))))
-                model[at : at + len(data)] = data
-                assert os.pwrite(fd, data, at) == len(data)
-            elif what == "append" and len(model) + 100 < size_max:
-                assert os.pwrite(fd, data[:100], len(model)) == len(data[:100])
-                model.extend(data[:100])
-            elif what == "truncate":
-                os.ftruncate(fd, at)
-                model[at:] = bytes(max(0, at - len(model)))
-            elif what == "map" and m.cache != "none" and len(model) > at:
-                with mmap.mmap(fd, len(model)) as memory:
-                    part = data[: len(model) - at][:5000]
-                    memory[at : at + len(part)] = part
-                    model[at : at + len(part)] = part
-            else:
-                assert os.pread(fd, len(data), at) == bytes(model[at : at + len(data)]), f"step {step}: {what} at {at}"
-            assert os.fstat(fd).st_size == len(model), f"step {step}: {what}"
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    assert path.read_bytes() == bytes(model)
-    m.keep(path)
-
-
-@check()
-def four_busy_clients(m: Mount) -> None:
-    """As dbench does: several processes that make, write, read, rename and remove files at once."""
-
-    def work(number: int) -> bool:
-        top = m.here / f"client{number}"
-        top.mkdir()
-        for i in range(12):
-            data = b"%d/%d " % (number, i) * 700
-            (top / "tmp").write_bytes(data)
-            (top / "tmp").rename(top / f"f{i}")
-            assert (top / f"f{i}").read_bytes() == data
-            assert len(os.listdir(top)) == min(i, 3) + 1
-            if i >= 3:
-                os.unlink(top / f"f{i - 3}")
-        for name in os.listdir(top):
-            os.unlink(top / name)
-        top.rmdir()
-        return True
-
-    children = []
-    for number in range(4):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                work(number)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(pid)
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 4
-    assert os.listdir(m.here) == []
-
-
 # -- synthetic files
 
 
@@ -628,39 +403,3 @@ def until(done: Callable[[], bool], what: str, seconds: float = 10) -> None:
     while not done():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
         time.sleep(0.01)
-
-
-# -- the run
-
-
-def result_of(name: str, mount: Mount) -> str:
-    """ "works", the name of the errno of a refusal, or a traceback."""
-    mount.directory = f"{mount.name}-{name}" if mount.tree in FILES else ""
-    try:
-        if mount.directory:
-            mount.here.mkdir()
-        CHECKS[name].run(mount)
-    except OSError as e:
-        if outcome_wanted(name, mount) != "works":
-            return errno.errorcode.get(e.errno or 0, str(e))
-        return traceback.format_exc()
-    except BaseException:
-        return traceback.format_exc()
-    return "works"
-
-
-def main(plan: str) -> None:
-    os.umask(0o022)
-    for mount in [Mount(**row) for row in json.loads(Path(plan).read_text())]:
-        for name in CHECKS:
-            if outcome_wanted(name, mount) is None:
-                continue
-            start = time.monotonic()
-            said = result_of(name, mount)
-            line = {"mount": mount.name, "check": name, "said": said, "seconds": round(time.monotonic() - start, 3)}
-            print(json.dumps(line), flush=True)
-        print(json.dumps({"mount": mount.name, "kept": mount.kept}), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

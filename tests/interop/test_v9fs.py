@@ -1,7 +1,7 @@
 """The Linux kernel's own 9P client on our ram, host and synthetic trees, in three dialects and three cache modes.
 
 One guest is booted for all; each claim about each mount is a test of its own.  What a dialect cannot carry is answered
-by the kernel itself with the errno that guest_checks.py names.
+by the kernel itself with the errno that guest_checks.py and guest_loads.py name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import servers
 from interop import uml
-from interop.guest_checks import CHECKS, DOTL, DOTU, MANY, P2000, Mount, outcome_wanted
+from interop.guest_kit import DOTL, DOTU, MANY, P2000, Mount, outcome_wanted
+from interop.guest_run import CHECKS
 
 from ninep.edges.blocking import Blocking
 
@@ -76,7 +77,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
                 ram.create(f"/many/f{i:04}").close()
         port = server.url.rpartition(":")[2]
         mounts = {m.name: options(m, port) for m in MOUNTS}
-        command = f"NINEP_GIT={work / 'git'} {sys.executable} {HERE / 'guest_checks.py'} {work / 'plan'}\n"
+        setting = f"NINEP_GIT={work / 'git'} PYTHONPATH={HERE.parent}"
+        command = f"{setting} {sys.executable} -m interop.guest_run {work / 'plan'}\n"
         outcome = uml.boot(mounts, command, seconds=BOOT_SECONDS_MAX)
         yield understood(outcome.output, server.url, directory)
         assert "Traceback" not in server.stderr(), server.stderr()
