@@ -34,6 +34,7 @@ from .proto.types import (
     Change,
     Entry,
     Lock,
+    Name,
     Qid,
     Stat,
     StatFs,
@@ -144,6 +145,14 @@ class Handle:
         """
         raise E.Enotdir
 
+    def names(self, call: Call, cookie: int, count: int) -> Answer[Sequence[Name]]:
+        """As entries, for who needs no qid: a kernel that lists.  `count` is in bytes of names and 24 for each.
+
+        A kernel keeps listings, so the cookie may come from an earlier handle of the same directory.  Override where an
+        entry costs more than its name (host directories).
+        """
+        return then(self.entries(call, cookie, count // NAME_BYTES + 1), _names_of)
+
     def backing(self) -> int | None:
         """A host descriptor that an edge may hand to the kernel for passthrough, opened as this handle is; or None."""
         return None
@@ -151,6 +160,13 @@ class Handle:
     def close(self, call: Call) -> Answer[None]:
         """Release what open made.  Called exactly once.  An error reaches the clunk, but the handle is gone."""
         return None
+
+
+NAME_BYTES = 40  # of a typical name and what comes with it
+
+
+def _names_of(entries: Sequence[Entry]) -> Sequence[Name]:
+    return [(e.qid.path, e.cookie, e.dtype, e.name.encode("utf-8", "surrogateescape")) for e in entries]
 
 
 def _fill(buffer: memoryview, data: bytes) -> int:
@@ -177,6 +193,12 @@ class File:
 
     def __init__(self) -> None:
         self.qid = Qid(qtype_of(self.kind, self.flags), 0, new_path())
+
+    @property
+    def ino(self) -> int:
+        """st_ino on a local mount, as the names() of the directory tell it.  A tree whose names() knows no qid paths
+        overrides both."""
+        return self.qid.path
 
     # -- metadata
     def stat(self, call: Call) -> Answer[Stat]:

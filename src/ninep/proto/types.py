@@ -7,7 +7,7 @@ Sources: intro(5), stat(5), open(5); the Linux kernel's include/net/9p/9p.h.
 from __future__ import annotations
 
 import stat as _s
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -167,6 +167,10 @@ class Entry(NamedTuple):
     dtype: int
     cookie: int
     stat: Stat | None = None  # filled where it costs nothing; readdirplus asks the file otherwise
+
+
+# One name for who needs no qid: (st_ino, cookie, dtype, name).  A plain tuple, because 10,000 are made for one ls(1).
+Name: TypeAlias = tuple[int, int, int, bytes]
 
 
 class StatFs(NamedTuple):
