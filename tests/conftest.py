@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,13 @@ ALARM_SHARE = 0.9  # of the time that the alarm allows
 settings.register_profile("ninep", deadline=None, print_blob=True, database=None)
 settings.register_profile("quick", settings.get_profile("ninep"), max_examples=30)
 settings.load_profile("ninep")
+
+
+def pytest_configure() -> None:
+    """A shell starts what it puts in the background with these signals ignored, and programs inherit that."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
