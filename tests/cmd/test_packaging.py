@@ -37,7 +37,7 @@ def test_systemd_reads_them_without_a_complaint(tmp_path: Path, needs_tool: Call
             continue
         text = unit.read_text()
         for name in ("ninepd", "ninep"):
-            text = text.replace(f"/usr/bin/{name} ", f"{program(name)} ")
+            text = text.replace(f"/usr/bin/{name} ", f'"{program(name)}" ')
         (tmp_path / unit.name.replace("@.", "@x.")).write_text(text)
     names = [str(path) for path in sorted(tmp_path.iterdir())]
     done = subprocess.run([tool, "verify", "--man=no", *names], capture_output=True, text=True, timeout=30, check=False)
