@@ -314,3 +314,44 @@ def test_sec_71_an_address_that_is_an_option_or_a_command_never_reaches_ssh(url:
     # Negative control: the spy is called for an address that is one.
     ninep("ls", "ssh://user@host/", env=env)
     assert "-l user -- host" in (tmp_path / "called").read_text()
+
+
+@pytest.mark.parametrize("verb", ["ls", "mount"])
+def test_a_program_that_ends_before_it_speaks_is_told_with_its_exit_code(verb: str, tmp_path: Path) -> None:
+    spy = tmp_path / "bin"
+    spy.mkdir()
+    (spy / "ssh").write_text("#!/bin/sh\nexit 255\n")
+    (spy / "ssh").chmod(0o755)
+    env = {"PATH": f"{spy}:{os.environ['PATH']}"}
+    (tmp_path / "m").mkdir()
+    where = [str(tmp_path / "m")] if verb == "mount" else []
+    ran = ninep(verb, "ssh://bob@nohost/srv", *where, env=env)
+    assert ran.code == 5
+    line = one_line(ran.err)
+    assert (
+        f"ninep: {verb}: ssh ended with exit code 255: ssh://bob@nohost/srv: try 'ssh nohost ninep --version'" in line
+    )
+    assert "EPIPE" not in line
+    ran = ninep(verb, "exec!sh -c 'kill -9 $$'", *where)
+    assert f"ninep: {verb}: sh was ended by signal 9: " in one_line(ran.err)
+
+
+@pytest.mark.parametrize("verb", ["cat", "mount"])
+def test_an_encrypted_address_is_told_what_there_is_instead(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    ran = ninep(verb, "ninep://host/x", *([str(tmp_path / "m")] if verb == "mount" else []))
+    line = one_line(ran.err)
+    assert "this version has no encrypted transport yet: ninep://host/x: " in line
+    assert line.endswith("try 9p+unix:// on the same machine, or ssh://HOST/DIR")
+
+
+def test_an_authors_bug_over_numbers_says_where_its_words_are(tmp_path: Path, sock: str) -> None:
+    file = tmp_path / "boom.py"
+    file.write_text(
+        "from ninep import Dir, text\n\nclass Boom(Dir):\n    @text()\n    def value(self):\n        return 1 // 0\n"
+    )
+    with start_ninep("serve", f"py:{file}:Boom", "--listen", sock):
+        ran = ninep("cat", f"{sock}//value")
+    assert ran.code == 1
+    line = one_line(ran.err)
+    assert f"i/o error: {sock}//value: EIO: try 'ninep cat {sock}//dev/errstr' if that is a node, or the server" in line

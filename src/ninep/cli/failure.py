@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno as _e
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ninep.proto import errors as E
 
 from .output import complain, escaped, json_line
+
+if TYPE_CHECKING:
+    from ninep.edges.dial import Address
 
 OK: Final = 0
 FAILED: Final = 1
@@ -90,6 +93,20 @@ def from_error(e: Exception, where: str = "", hint: str = "") -> Failure:
         text[:TEXT_CHARS_MAX], where=where, errno_name=name, hint=hint or _TRY.get(number, ""),
         code=_CODES.get(number, FAILED),
     )  # fmt: skip
+
+
+def from_dialling(e: E.FileError, address: Address, where: str) -> Failure:
+    """As from_error, for a connection that did not come about."""
+    told = from_error(e, where)
+    if address.transport == "tls":
+        told.what = "this version has no encrypted transport yet"
+        told.hint = "9p+unix:// on the same machine, or ssh://HOST/DIR"
+    elif address.transport == "exec" and isinstance(e, E.Ehungup) and e.about:
+        told.what, told.errno_name = e.about[:TEXT_CHARS_MAX], ""
+        told.hint = f"{address.argv[0]!r} by itself"
+        if address.text.startswith("ssh://"):
+            told.hint = f"'ssh {address.argv[-2]} ninep --version', which must work by itself"
+    return told
 
 
 def tell(failure: Failure, program: str, verb: str, *, is_json: bool) -> None:

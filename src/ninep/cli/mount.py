@@ -26,7 +26,7 @@ from ninep.node import Node
 from ninep.proto import errors as E
 
 from . import logs
-from .failure import FAILED, NOT_FOUND, OK, UNREACHABLE, Failure, Refusal, UsageError, from_error, tell
+from .failure import FAILED, NOT_FOUND, OK, UNREACHABLE, Failure, Refusal, UsageError, from_dialling, from_error, tell
 from .mountopts import Options, parse_options, with_query
 from .notify import notify
 from .output import Output
@@ -157,7 +157,7 @@ async def source_of(plan: Plan, node: Node, output: Output) -> AsyncIterator[Dir
     except E.FileError as e:
         if is_reached:
             raise
-        told = from_error(e, plan.source)
+        told = from_dialling(e, where, plan.source)
         told.code = UNREACHABLE if told.code in (FAILED, NOT_FOUND) and not where.path else told.code
         raise told from None
 

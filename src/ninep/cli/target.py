@@ -156,7 +156,7 @@ class Connections:
 
 
 def _unreachable(e: E.FileError, where: Target, args: argparse.Namespace) -> failure.Failure:
-    told = failure.from_error(e, where.text)
+    told = failure.from_dialling(e, where.address, where.text)
     if isinstance(e, E.Enonexist) and where.address.aname:
         told.hint = "another aname, or none"
         return told
@@ -172,13 +172,26 @@ def _unreachable(e: E.FileError, where: Target, args: argparse.Namespace) -> fai
     return told
 
 
+def errstr_of(where: Target) -> str:
+    """What names /dev/errstr on the server of a file."""
+    a = where.address
+    if not is_remote(where.text) or where.text.startswith(NODE_PREFIX):
+        return f"{NODE_PREFIX if where.text.startswith(NODE_PREFIX) else ''}/dev/errstr"
+    if a.transport == "tcp":
+        return f"9p://{f'[{a.host}]' if ':' in a.host else a.host}:{a.port}/dev/errstr"
+    return f"9p+unix://{a.socket_path}//dev/errstr" if a.transport == "unix" else "SERVER//dev/errstr"
+
+
 @contextmanager
 def failing_at(where: Target, hint: str = "") -> Iterator[None]:
     """Whatever is refused inside is told with this file's name.  `hint` is for a file that does not exist."""
     try:
         yield
     except E.FileError as e:
-        if not isinstance(e, E.Enonexist):
+        if isinstance(e, E.Eio | E.Einternal):
+            # Over 9P2000.L only the number came; the words are where the node remembers each caller's refusals.
+            hint = f"'ninep cat {errstr_of(where)}' if that is a node, or the server's log"
+        elif not isinstance(e, E.Enonexist):
             hint = ""
         elif not hint and where.address.path:
             hint = f"'ninep ls {where.parent().text}'"

@@ -73,6 +73,10 @@ class Blocking(Driver):
             self.run(negotiate(self.core, self.address.dialect, wants_text=wants_text))
             n_uname = os.getuid() if name == own_name() else NONUNAME
             self.root_fid, self.root_qid = self.run(ops.attach(self.core, self.address.aname, n_uname))
+        except E.Ehungup as e:
+            told = link.hung_up(e)
+            link.close()
+            raise told from None
         except BaseException:
             link.close()
             raise

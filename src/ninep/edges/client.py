@@ -80,16 +80,19 @@ async def open_client(
     """As connect, for a connection that lives as long as the nursery or until `close`."""
     where = parse(address) if isinstance(address, str) else address
     link = await connect_link_trio(where, limits)
-    return await on_wire(
-        nursery,
-        _wire(link, where.text),
-        uname=uname if uname is not None else where.uname,
-        aname=where.aname if aname is None else aname,
-        dialect=where.dialect if dialect is None else dialect,
-        msize_bytes=where.msize_bytes,
-        limits=limits,
-        link=link,
-    )
+    try:
+        return await on_wire(
+            nursery,
+            _wire(link, where.text),
+            uname=uname if uname is not None else where.uname,
+            aname=where.aname if aname is None else aname,
+            dialect=where.dialect if dialect is None else dialect,
+            msize_bytes=where.msize_bytes,
+            limits=limits,
+            link=link,
+        )
+    except E.Ehungup as e:
+        raise await trio.to_thread.run_sync(link.hung_up, e) from None
 
 
 async def on_wire(

@@ -21,7 +21,7 @@ import re
 import socket
 import stat
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict, cast
 
 import msgspec
 
@@ -308,6 +308,24 @@ class Link:
         if process is not None:
             _reap(process)
 
+    def hung_up(self, error: E.Ehungup) -> E.Ehungup:
+        """The error of a conversation that never began, with the end of the program behind it, if that ended.
+
+        Blocks until the program has ended, at most DIAL_ENDS_SECONDS.
+        """
+        process = self.process
+        if process is None:
+            return error
+        import subprocess
+
+        try:
+            code = process.wait(DIAL_ENDS_SECONDS)
+        except subprocess.TimeoutExpired:
+            return error
+        argv = cast("tuple[str, ...]", process.args)
+        name = os.path.basename(argv[0])
+        return E.Ehungup(f"{name} ended with exit code {code}" if code >= 0 else f"{name} was ended by signal {-code}")
+
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
     import subprocess
@@ -345,7 +363,7 @@ def connect_link(address: Address, limits: Limits = DEFAULT) -> Link:
         raise E.Etimedout(where)
     except OSError as e:
         raise E.from_oserror(e, where)
-    raise E.Eunsupported(f"{where}: not a plain 9P address")
+    raise E.Eunsupported(f"{where}: this version has no encrypted transport")
 
 
 def tuned(sock: socket.socket) -> socket.socket:
@@ -414,7 +432,7 @@ async def _connect_tcp_trio(address: Address, limits: Limits) -> Link:
 
     where = address.text[:60]
     if address.transport != "tcp":
-        raise E.Eunsupported(f"{where}: not a plain 9P address")
+        raise E.Eunsupported(f"{where}: this version has no encrypted transport")
     try:
         with trio.fail_after(limits.connect_seconds_max):
             stream = await trio.open_tcp_stream(address.host, address.port)
