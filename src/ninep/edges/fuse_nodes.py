@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ninep.fid import Fid
 from ninep.proto import errors as E
 from ninep.proto.fuse import ROOT_ID
-from ninep.proto.types import Entry, Stat
+from ninep.proto.types import Stat
 
 S_IFMT = 0o170000
 
@@ -50,7 +51,7 @@ class Opened:
         self.known = known
         self.cached = False  # counted in known.opens
         self.at = 0  # the offset at which `rest` continues a directory
-        self.rest: Sequence[Entry] = ()
+        self.rest: Sequence[Any] = ()  # Names; over pyfuse3, Entries
 
 
 class Nodes:
@@ -77,8 +78,8 @@ class Nodes:
         except KeyError:
             raise E.Estale(f"node {number}") from None
 
-    def find(self, path: int) -> Known | None:
-        """What is known of the ordinary file with this qid path."""
+    def find(self, parent: Known, name: str, path: int) -> Known | None:
+        """What is known of the ordinary file with this qid path, as it is found in `parent`."""
         return self._by_key.get(path)
 
     def look_up(self, fid: Fid, st: Stat, *, frozen: bool, parent: Known | None = None) -> Known:
@@ -89,7 +90,7 @@ class Nodes:
         known = self._by_key.get(key)
         if known is None or (known.mode ^ st.st_mode) & S_IFMT:
             # A file that changed its type is another file; the kernel would mark the old node bad.
-            number = self._number(key)
+            number = self._number(key, st.qid.path)
             known = self._by_id[number] = self._by_key[key] = Known(number, key, fid, st.st_mode, frozen=frozen)
             self._live["nodeids"] += 1
         else:
@@ -98,7 +99,7 @@ class Nodes:
         known.lookups += 1
         return known
 
-    def _number(self, key: int) -> int:
+    def _number(self, key: int, path: int) -> int:
         """The id of a new node: none that the kernel still knows."""
         return next(self._ids)
 

@@ -42,6 +42,9 @@ def split_seconds(seconds: float) -> tuple[int, int]:
 class Operations:
     """The operations of one mount on names and attributes, and the table of what the kernel knows."""
 
+    plain: type[Nodes] = Nodes
+    placed: type[PlacedNodes] = PlacedNodes
+
     def __init__(self, mount: FuseMount) -> None:
         self.mount = mount
         self.session = mount.session
@@ -50,6 +53,7 @@ class Operations:
         self._times: dict[float, tuple[int, int]] = {0.0: (0, 0)}
         self.nodes: Nodes
         self.opens: Opens
+        self.io: FileIO
 
     @answering
     def start(self) -> Steps[None]:
@@ -57,19 +61,27 @@ class Operations:
         call = self.mount.callers.call(os.geteuid(), os.getegid(), os.getpid())
         root: Fid = yield self.session.attach(call, self.mount.options.aname)
         st: Stat = yield root.file.stat(call)
-        table = PlacedNodes if self.mount.options.symlinks == "contain" else Nodes
+        table = self.placed if self.mount.options.symlinks == "contain" else self.plain
         self.nodes = table(root, st.st_mode, self.mount.node.live)
         self.opens = Opens(self.mount, self.nodes, self.made)
         if self._cache and (root.file.entry_seconds or root.file.attr_seconds):
             self.subscribe(self.nodes.get(p.ROOT_ID))
-        io = FileIO(self.mount, self.opens, self.found)
+        self.io = self.new_io()
+        self.mount.set_operations(
+            self.handlers(), {"forget": self.forget, "batch_forget": self.batch_forget, "interrupt": self.interrupt}
+        )
+
+    def new_io(self) -> FileIO:
+        """What reads and writes, and lists directories."""
+        return FileIO(self.mount, self.opens, self.found)
+
+    def handlers(self) -> dict[str, Callable[[Asked], Answer[Body]]]:
+        """What answers each operation, by the operation's name."""
         handlers: dict[str, Callable[[Asked], Answer[Body]]] = {}
-        for part in (self, self.opens, io):
+        for part in (self, self.opens, self.io):
             handlers |= {op.name: getattr(part, "do_" + op.name) for op in p.OPCODES.values()
                          if hasattr(part, "do_" + op.name)}  # fmt: skip
-        self.mount.set_operations(
-            handlers, {"forget": self.forget, "batch_forget": self.batch_forget, "interrupt": self.interrupt}
-        )
+        return handlers
 
     def end(self) -> None:
         """The mount is gone."""
@@ -124,7 +136,11 @@ class Operations:
         attr_s, attr_ns = self.attr_seconds(file, st)
         if known.forget is None and (entry_s or entry_ns or attr_s or attr_ns):
             self.subscribe(known)
-        return _ENTRY(known.id, 0, entry_s, attr_s, entry_ns, attr_ns, *attributes(st))
+        return _ENTRY(known.id, 0, entry_s, attr_s, entry_ns, attr_ns, self.st_ino(file), *attributes(st)[1:])
+
+    def st_ino(self, file: File) -> int:
+        """What stat(2) shows."""
+        return file.ino
 
     def subscribe(self, known: Known) -> None:
         """Take care that the kernel hears of changes to a file whose attributes or names it keeps."""
@@ -141,8 +157,9 @@ class Operations:
         if (known.mode ^ st.st_mode) & S_IFMT:
             raise E.Estale("another file by now")
         known.mode = st.st_mode
-        seconds, ns = self.attr_seconds(known.fid.file, st)
-        return _ATTR(seconds, ns, *attributes(st))
+        file = known.fid.file
+        seconds, ns = self.attr_seconds(file, st)
+        return _ATTR(seconds, ns, self.st_ino(file), *attributes(st)[1:])
 
     def do_getattr(self, asked: Asked) -> Answer[Body]:
         known = self.nodes.get(asked.nodeid)

@@ -6,19 +6,19 @@ Everything else about names and open files is that of our own engine; pyfuse3 it
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from ninep.answer import Answer, answering
-from ninep.fid import Fid
-from ninep.file import Call, File
+from ninep.fid import Fid, Way
+from ninep.file import Call, Dir, File
 from ninep.proto import errors as E
 from ninep.proto import fuse as p
 from ninep.proto.types import Entry, Stat
 
-from .fuse_device import Asked, Body
-from .fuse_io import FileIO
+from .fuse_contain import PlacedNodes
+from .fuse_device import Asked, Body, FuseMount
+from .fuse_io import DOT_COOKIES, FileIO
 from .fuse_nodes import Known, Nodes
 from .fuse_open import Opens
 from .fuse_ops import Operations, attributes
@@ -26,27 +26,37 @@ from .fuse_ops import Operations, attributes
 T = TypeVar("T")
 Steps = Generator[Answer[Any], Any, T]
 
-READDIR_BYTES: Final = 4096  # what the kernel's first buffer holds; pyfuse3 does not say how large it is
+READDIR_ENTRIES: Final = 103  # what the kernel's first buffer holds; pyfuse3 does not say how large it is
 FRESH: Final = 1 << 63  # node ids from here on are ours; below they are qid paths
 
 
 class InodeNodes(Nodes):
-    """Node ids that are qid paths, as pyfuse3 tells one number for both; snapshots have numbers of their own."""
+    """Node ids that are qid paths, as pyfuse3 tells one number for both.
+
+    Snapshots have numbers of their own; so has what one qid is a second time, where places are told apart.
+    """
 
     def __init__(self, root: Fid, mode: int, live: dict[str, int]) -> None:
         super().__init__(root, mode, live)
         self._fresh = itertools.count(FRESH)
 
-    def _number(self, key: int) -> int:
-        if p.ROOT_ID < key < FRESH and key not in self._by_id:
-            return key
+    def _number(self, key: int, path: int) -> int:
+        if key >= 0 and p.ROOT_ID < path < FRESH and path not in self._by_id:
+            return path
         return next(number for number in self._fresh if number not in self._by_id)
+
+
+class PlacedInodeNodes(InodeNodes, PlacedNodes):
+    """The same for a contained mount."""
 
 
 class Listing(FileIO):
     """Directory entries with their attributes."""
 
-    nodes: Nodes
+    def __init__(self, mount: FuseMount, opens: Opens, nodes: Nodes,
+                 found: Callable[[Call, Known, Fid | None], Answer[bytes]]) -> None:  # fmt: skip
+        super().__init__(mount, opens, found)
+        self.nodes = nodes
 
     @answering
     def plus(self, call: Call, parent: Known, entry: Entry) -> Steps[bytes]:
@@ -67,11 +77,13 @@ class Listing(FileIO):
             st = yield self._session.stat(call, fid)
         except E.FileError:
             # Not the caller's to see, or gone by now: the name is told, and its own LOOKUP says why.
-            fid = Fid(Refused(entry), None, call, parent.fid.root)
+            directory = parent.fid.file
+            assert isinstance(directory, Dir)
+            fid = Fid(Refused(entry), Way(parent.fid.way, directory, entry.name), call, parent.fid.root)
         if st is None or st.qid.path != entry.qid.path:
             st = Stat(entry.qid, entry.dtype << 12)
-        known = self.nodes.find(st.qid.path)
-        known = self.nodes.look_up(known.fid if known is not None else fid, st, frozen=False)
+        known = self.nodes.find(parent, entry.name, st.qid.path)
+        known = self.nodes.look_up(known.fid if known is not None else fid, st, frozen=False, parent=parent)
         return p.ENTRY_OUT.pack(known.id, 0, 0, 0, 0, 0, *attributes(st))
 
 
@@ -86,30 +98,24 @@ class Refused(File):
 class InodeOperations(Operations):
     """The operations of a mount that pyfuse3 serves."""
 
+    plain = InodeNodes
+    placed = PlacedInodeNodes
     io: Listing
 
-    @answering
-    def start(self) -> Steps[None]:
-        """Attach, and take requests from now on."""
-        mount = self.mount
-        call = mount.callers.call(os.geteuid(), os.getegid(), os.getpid())
-        root: Fid = yield self.session.attach(call, mount.options.aname)
-        st: Stat = yield root.file.stat(call)
-        self.nodes = InodeNodes(root, st.st_mode, mount.node.live)
-        self.opens = Opens(mount, self.nodes, self.made)
-        if mount.options.cache and (root.file.entry_seconds or root.file.attr_seconds):
-            self.subscribe(self.nodes.get(p.ROOT_ID))
-        self.io = Listing(mount, self.opens, self.found)
-        self.io.nodes = self.nodes
-        handlers: dict[str, Callable[[Asked], Answer[Body]]] = {}
-        for part in (self, self.opens, self.io):
-            handlers |= {op.name: getattr(part, "do_" + op.name) for op in p.OPCODES.values()
-                         if hasattr(part, "do_" + op.name)}  # fmt: skip
-        handlers["readdirplus"] = cast("Callable[[Asked], Answer[Body]]", self.do_entries)
-        mount.set_operations(handlers, {})
+    def new_io(self) -> Listing:
+        return Listing(self.mount, self.opens, self.nodes, self.found)
+
+    def handlers(self) -> dict[str, Callable[[Asked], Answer[Body]]]:
+        return super().handlers() | {"readdirplus": cast("Callable[[Asked], Answer[Body]]", self.do_entries)}
 
     def do_entries(self, asked: Asked) -> Answer[Sequence[Entry]]:
         """The entries that follow an offset; their attributes are asked for one by one."""
         fh, offset = asked.args
         opened = self.opens.get(fh)
-        return self.io._entries(asked, opened, offset, READDIR_BYTES)
+        if opened.rest and opened.at == offset:
+            return opened.rest
+        return self.session.entries(asked.call, opened.fid, max(0, offset - DOT_COOKIES), READDIR_ENTRIES)
+
+    def st_ino(self, file: File) -> int:
+        """pyfuse3 has one number for the node and for st_ino."""
+        return file.qid.path

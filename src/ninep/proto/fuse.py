@@ -8,9 +8,11 @@ integers are in the machine's order, every fixed part is a multiple of eight byt
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from .errors import ProtocolError
+from .types import NAME_BYTES_MAX, Name
 
 MAJOR: Final = 7
 MINOR: Final = 42  # the newest we speak; FUSE_REQUEST_TIMEOUT and later add nothing that we use
@@ -266,6 +268,15 @@ def poll_wakeup(kh: int) -> bytes:
 
 
 _PADDING: Final = tuple(bytes(n) for n in range(8))
+
+
+_DIRENT_PACKERS: Final = tuple(struct.Struct(f"=QQII{n + 7 & ~7}s").pack for n in range(NAME_BYTES_MAX + 1))
+
+
+def dirents(names: Sequence[Name], shift: int) -> list[bytes]:
+    """The records of a READDIR answer, their cookies moved up by `shift`.  A tenth of a microsecond for each."""
+    pack = _DIRENT_PACKERS
+    return [pack[n := len(name)](ino, at + shift, n, kind, name) for ino, at, kind, name in names]
 
 
 def dirent(ino: int, offset: int, dtype: int, name: bytes) -> bytes:

@@ -16,7 +16,7 @@ from typing import Protocol
 from ..answer import Answer
 from ..file import Call, Handle
 from ..proto import errors as E
-from ..proto.types import F_UNLCK, F_WRLCK, OFFSET_MAX, OREAD, OSYNC, OWRITE, Entry, Lock, Qid, Stat, qtype_of
+from ..proto.types import F_UNLCK, F_WRLCK, OFFSET_MAX, OREAD, OSYNC, OWRITE, Entry, Lock, Name, Qid, Stat, qtype_of
 from . import host_sys as sys
 from .host_cache import Held
 from .host_lock import HostLocks, Lockable
@@ -274,9 +274,27 @@ class HostDirHandle(Handle):
                         self._dropped = True
             return found
 
+    def names(self, call: Call, cookie: int, count: int) -> Answer[Sequence[Name]]:
+        """A cookie of any handle: the file system judges it (see above)."""
+        if not 0 <= cookie <= OFFSET_MAX:
+            raise E.Ediroffset
+        return self.export.run(call, self._names, self.held, cookie, count)
+
+    def _names(self, held: Held, cookie: int, count: int) -> Sequence[Name]:
+        with self._lock:
+            if cookie == 0 or cookie != self._at or self._pending:
+                self._move(held.fd, cookie)
+            names = sys.getdents_names(held.fd, count, self.export.ino_key(self.node.identity[0]))
+            if names:
+                self._at = names[-1][1]
+            return names
+
     def _seek(self, fd: int, cookie: int) -> None:
         if cookie and cookie not in self._given and not self._dropped:
             raise E.Ediroffset
+        self._move(fd, cookie)
+
+    def _move(self, fd: int, cookie: int) -> None:
         try:
             os.lseek(fd, cookie, os.SEEK_SET)
         except OSError:

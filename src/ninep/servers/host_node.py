@@ -77,6 +77,11 @@ class Node(File):
         self.locks: HostLocks | None = None
         self.opens: tuple[Held, ...] = ()  # descriptors of open handles: a way back when the name is gone
 
+    @property
+    def ino(self) -> int:
+        device, inode, _born = self.identity
+        return inode ^ self.export.ino_key(device)
+
     # -- finding the file
     def here(self) -> Held:
         """The O_PATH descriptor; keep the reference while using it.  Estale if the file cannot be found again."""

@@ -156,6 +156,32 @@ def getdents(fd: int, size: int = 32768) -> list[tuple[bytes, int, int, int]]:
     return found
 
 
+DOTS: Final = (b".", b"..")
+
+
+def getdents_names(fd: int, size: int, ino_key: int) -> list[tuple[int, int, int, bytes]]:
+    """The next entries as (inode ^ ino_key, offset after it, type, name): a quarter of a microsecond for each."""
+    size = max(size, 1024)
+    while True:
+        buffer = ctypes.create_string_buffer(size)  # zeros: the kernel leaves what is between two records as it was
+        count = _getdents(_SYS_GETDENTS64, fd, ctypes.addressof(buffer), size)
+        if count < 0:
+            raise _error()
+        raw = buffer.raw
+        found: list[tuple[int, int, int, bytes]] = []
+        add, unpack = found.append, _DIRENT.unpack_from
+        at = 0
+        while at < count:
+            ino, offset, length, kind = unpack(raw, at)
+            after = at + length
+            add((ino ^ ino_key, offset, kind, raw[at + 19 : after].rstrip(b"\0")))
+            at = after
+        names = [entry for entry in found if entry[3] not in DOTS]
+        if names or not count:
+            return names
+        # a batch of nothing but . and .. is not the end
+
+
 # -- changes
 _renameat2 = ctypes.CFUNCTYPE(_int, _int, _bytes, _int, _bytes, ctypes.c_uint, use_errno=True)(("renameat2", _libc))
 _utimensat = ctypes.CFUNCTYPE(_int, _int, _bytes, _bytes, _int, use_errno=True)(("utimensat", _libc))

@@ -71,6 +71,7 @@ class Export:
         self.umask = sys.umask()
         self.warm = Warm(share_of_descriptors(limits.host_fds_share))
         self.lock = threading.RLock()  # one node per identity: interning happens on worker threads too
+        self._ino_keys: dict[int, int] = {}
         self._hash = hashlib.blake2b(key=(key or env.random(32))[:64], digest_size=8)
         self._limiter = trio.CapacityLimiter(limits.host_threads_max)
         self._descriptors = Held(os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -194,6 +195,14 @@ class Export:
         hashed = self._hash.copy()
         hashed.update(_pack_identity(*identity))
         return int.from_bytes(hashed.digest(), "little") | HASHED_PATH
+
+    def ino_key(self, device: int) -> int:
+        """What is XORed with a file's inode number for st_ino on a local mount: as cheap as a listing needs it, other
+        for each device and export, so that files of two trees in one mount are told apart."""
+        key = self._ino_keys.get(device)
+        if key is None:
+            key = self._ino_keys[device] = self.qid_path((device, 0, 0))
+        return key
 
 
 class _As:
