@@ -12,6 +12,7 @@ from ninep.fid import Fid
 from ninep.file import Call
 from ninep.limits import Limits
 from ninep.node import Node
+from ninep.observe import BUG
 from ninep.proto import dotl as l
 from ninep.proto import messages as m
 from ninep.proto.types import NOFID, Qid, Stat
@@ -200,6 +201,7 @@ async def test_an_authors_bug_is_logged_with_its_traceback_and_answered_by_numbe
         assert refused.value.errno == 5
         assert "ZeroDivisionError" in caplog.text
         assert "trees.py" in caplog.text
+        assert server.node.events.counts[BUG] == 1  # and it is in the stats
         await c.walk(0, 2, "g")
 
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from .env import REAL, Env
 from .limits import DEFAULT, Limits
-from .observe import Events, ops
+from .observe import BUG, Events, ops
 from .principal import Principal
 from .proto import errors as E
 
@@ -93,4 +93,5 @@ class Node:
         """An exception that no tree should let out: logged with its traceback under a number that the client reads."""
         number = next(self._bugs)
         log.error("internal error #%d: %s: %s", number, type(e).__name__, e, exc_info=e)
+        self.events.emit(BUG, number, kv={"error": type(e).__name__})
         return E.Einternal(f"#{number}")

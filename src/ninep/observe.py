@@ -101,7 +101,7 @@ def ops() -> tuple[str, ...]:
 OP_EXIT = register("op", "exit", ("op", "failed"), "a request finished; dur is its time in the server", DEBUG)
 SESSION_ATTACH = register("session", "attach", ("session", "", "user", "aname", "edge"), "a tree was attached")
 SESSION_END = register("session", "end", ("session", "requests", "user", "why"), "a session ended")
-BUG = register("life", "bug", ("id", "op", "error"), "a handler raised what is no answer", ERROR)
+BUG = register("life", "bug", ("id", "", "error"), "a handler raised what is no answer", ERROR)
 LIMIT = register("life", "limit", ("bound", "", "limit", "user"), "a request met one of Limits", WARNING)
 SEC_DENY = register("sec", "deny", ("op", "want", "user", "name"), "a request was refused for lack of rights", WARNING)
 

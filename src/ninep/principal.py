@@ -48,7 +48,6 @@ CHANGES: Final[int] = int(
     Rights.WRITE | Rights.SETATTR | Rights.CREATE | Rights.REMOVE | Rights.RENAME | Rights.LINK | Rights.APPEND
     | Rights.CHOWN | Rights.CTL | Rights.SPAWN
 )  # fmt: skip
-READONLY: Final[int] = ALL & ~CHANGES & ~int(Rights.ADMIN)
 
 
 class Principal(msgspec.Struct, frozen=True, gc=False):

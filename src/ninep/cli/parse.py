@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from .failure import UsageError
-from .table import COMMON_ARGS, Arg, Verb
+from .table import Arg, Verb
 from .verbs import shown
 
 HELP_LINES_MAX = 25
@@ -160,6 +160,3 @@ def help_front() -> str:
     lines += [f"  {verb.name:<11} {verb.summary}" for verb in shown()]
     lines.append("man ninep")
     return "\n".join(lines) + "\n"
-
-
-COMMON_NAMES = frozenset(name for arg in COMMON_ARGS for name in arg.names)
