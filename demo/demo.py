@@ -126,7 +126,7 @@ def _node(demo: Demo, has_fuse: bool) -> None:
     if has_fuse:
         demo.mounts.append(demo.home / "n9")
         demo.sh("mkdir n9")
-    demo.server(f"ninepd --listen 9p+unix://{demo.home}/node.sock{mount}", demo.home / "node.sock")
+    demo.server(f"ninepd --no-node-socket --listen 9p+unix://{demo.home}/node.sock{mount}", demo.home / "node.sock")
     if not has_fuse:
         print("(no FUSE here: the same files through the client; `ninep doctor` says why)")
         demo.sh("ninep ls /dev && ninep cat /dev/sysname && echo cut | ninep write /dev/snarf && ninep cat /dev/snarf")
