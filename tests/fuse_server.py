@@ -1,10 +1,12 @@
 """A server process for the tests of the FUSE edge: `fuse_server.py TREE DIR [DIR...] [key=value...]`.
 
 Mounts the tree on each directory, prints "ready", then a line for each thing it is asked on its standard input.
+NINEP_TEST_ENGINE names the engine; with NINEP_TEST_NO_WATCHDOG the one of pyfuse3 does not look for signals.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -14,6 +16,7 @@ from collections.abc import Callable
 import trio
 
 from ninep import synth
+from ninep.edges import pyfuse3_engine_watch
 from ninep.edges.fuse import FuseMount, FuseOptions, MountOptions, serve_fuse
 from ninep.edges.pyfuse3_engine import serve_pyfuse3
 from ninep.file import Call, Dir
@@ -100,7 +103,7 @@ def options_of(words: list[str]) -> FuseOptions:
         key, _, value = word.partition("=")
         of_mount = key in MountOptions.__struct_fields__
         (mount if of_mount else edge)[key] = (
-            value if key in ("locks", "aname", "source", "device_path") else value == "1"
+            value if key in ("locks", "aname", "source", "device_path", "symlinks") else value == "1"
         )
     return FuseOptions(mount=MountOptions(**mount), **edge)  # type: ignore[arg-type]  # strings of a test
 
@@ -166,5 +169,7 @@ async def main(name: str, directories: list[str], options: FuseOptions) -> None:
 
 
 if __name__ == "__main__":
+    if "NINEP_TEST_NO_WATCHDOG" in os.environ:
+        pyfuse3_engine_watch.PERIOD_SECONDS = math.inf  # type: ignore[misc]  # a constant, except for a control
     dirs = [word for word in sys.argv[2:] if word.startswith("/")]
     trio.run(main, sys.argv[1], dirs, options_of([word for word in sys.argv[2:] if not word.startswith("/")]))

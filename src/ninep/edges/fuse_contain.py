@@ -88,6 +88,10 @@ class PlacedNodes(Nodes):
             self._at.setdefault((parent.id, name), set()).add(place)
         return known
 
+    def find(self, parent: Known, name: str, path: int) -> Known | None:
+        key = self._keys.get((parent.id, name, path))
+        return self._by_key.get(key) if key is not None else super().find(parent, name, path)
+
     def forget(self, number: int, lookups: int) -> None:
         super().forget(number, lookups)
         if number not in self._by_id and (place := self._places.pop(number, None)) is not None:
