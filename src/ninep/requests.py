@@ -201,7 +201,11 @@ class Requests(Generic[M]):
 
 
 def answer_for(e: BaseException) -> E.FileError | None:
-    """The FileError in an exception, unwrapping a group that holds nothing else; None for a bug."""
+    """The FileError that a client reads for an exception; None for a bug.
+
+    A group that holds nothing but answers is unwrapped: a nursery in a tree's code wraps its one refusal so.  An
+    OSError is the host's own refusal on its way through a tree, and keeps its number.
+    """
     if isinstance(e, E.FileError):
         return e
     if isinstance(e, BaseExceptionGroup):
