@@ -6,6 +6,8 @@ directories (client_naming.py).
 
 from __future__ import annotations
 
+from typing import Final
+
 from ninep.edges import client_checks as checks
 from ninep.edges.client_core import Core
 from ninep.edges.client_ops import DOTL, DOTU, as_reply, clunk, read, walk, write
@@ -27,6 +29,9 @@ from ninep.proto.types import (
     StatFs,
     perm_of,
 )
+
+# 9P2000 owners are unknown here, and Linux shows that as 65534: who gives a copy the owner it has (cp -p, tar) asks so.
+_NOBODY: Final = frozenset({None, UNKNOWN_ID, 65534})
 
 # -- metadata
 
@@ -65,7 +70,7 @@ def wstat(core: Core, fid: int, change: Change, now_ns: int) -> Flow[None]:
             yield core.submit(request)
         return
     dotu = core.mark is DOTU
-    if not dotu and (change.uid is not None or change.gid is not None):
+    if not dotu and not {change.uid, change.gid} <= _NOBODY:
         raise E.Eunsupported("numeric owner over 9P2000")
     word = 0xFFFFFFFF
     if change.perm is not None:
@@ -78,8 +83,8 @@ def wstat(core: Core, fid: int, change: Change, now_ns: int) -> Flow[None]:
         atime=_seconds(change.atime_ns, now_ns) if dotu else 0xFFFFFFFF,
         mtime=_seconds(change.mtime_ns, now_ns),
         length=0xFFFFFFFFFFFFFFFF if change.size is None else change.size,
-        n_uid=UNKNOWN_ID if change.uid is None else change.uid,
-        n_gid=UNKNOWN_ID if change.gid is None else change.gid,
+        n_uid=UNKNOWN_ID if change.uid is None or not dotu else change.uid,
+        n_gid=UNKNOWN_ID if change.gid is None or not dotu else change.gid,
     )
     if not wanted.is_untouched:  # else it would ask for an fsync
         yield core.submit(M.Twstat(fid, wanted))

@@ -304,6 +304,7 @@ class Adapter(pyfuse3.Operations):
         return self._opened(await self._by("opendir", inode, ctx, 0, 0), 0, ctx).fh
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        start_id %= 1 << 64  # an off_t here, and a disk's last cookie is its largest
         entries = cast("Sequence[Entry]", await self._on("readdirplus", fh, start_id))
         opened = self._operations.opens.get(fh)
         known, nodes = opened.known, self._operations.nodes
@@ -314,10 +315,12 @@ class Adapter(pyfuse3.Operations):
         at, used = max(start_id, DOT_COOKIES), 0
         for entry in entries:
             attr = await self._plus(opened.fid.call, known, entry)
-            if not pyfuse3.readdir_reply(token, os.fsencode(entry.name), attr, entry.cookie + DOT_COOKIES):
+            after = entry.cookie + DOT_COOKIES
+            off_t = after - (1 << 64) if after >> 63 else after
+            if not pyfuse3.readdir_reply(token, os.fsencode(entry.name), attr, off_t):
                 nodes.forget(attr.st_ino, 1)
                 break
-            at = entry.cookie + DOT_COOKIES
+            at = after
             used += 1
         opened.at = at
         opened.rest = entries[used:]
