@@ -9,6 +9,7 @@ import pytest
 from programs import ninep
 
 from ninep.cli import doctor
+from ninep.edges.pyfuse3_engine import LIMITS
 
 pytestmark = pytest.mark.feature("cli-doctor")
 
@@ -32,6 +33,18 @@ def test_every_row_is_there_and_what_is_missing_has_a_remedy(tmp_path: Path) -> 
     quiet = ninep("doctor", "-q", env={"NINEP_NODE": "9p+unix:///no/s"})
     assert "python" not in quiet.out
     assert "-> ninepd" in quiet.out
+
+
+@pytest.mark.feature("pyfuse3-engine")
+def test_what_the_second_engine_cannot_do_is_told_to_who_asks(needs_pyfuse3: None) -> None:
+    env = {"NINEP_NODE": "9p+unix:///no/s"}
+    rows = {row["name"]: row for row in ninep("doctor", "--json", env=env).lines()}
+    assert rows["pyfuse3"]["limits"] == list(LIMITS)
+    assert "limits" not in rows["python"]
+    long, short = ninep("doctor", "-v", env=env).out, ninep("doctor", env=env).out
+    for limit in LIMITS:
+        assert limit in long
+        assert limit not in short
 
 
 def test_a_device_that_is_missing_or_closed_is_told(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 from programs import SECONDS_MAX, ninep, one_line, run
 from servers import is_mounted, program, serving, unmount, wait_until
 
+from ninep.edges.pyfuse3_engine import LIMITS
+
 pytestmark = [pytest.mark.feature("cli-mount"), pytest.mark.usefixtures("needs_fuse"), pytest.mark.timeout(60)]
 
 
@@ -97,6 +99,20 @@ def test_the_second_engine_mounts_too(point: Path, env: dict[str, str], needs_py
     assert shell(f"echo hello >{point}/f && cat {point}/f").stdout == "hello\n"
     assert ninep("umount", str(point)).code == 0
     wait_until(lambda: not servers_of(point), "the server to end")
+
+
+@pytest.mark.feature("pyfuse3-engine")
+def test_what_the_second_engine_cannot_do_is_told_to_who_wants_details(
+    point: Path, env: dict[str, str], needs_pyfuse3: None
+) -> None:
+    ran = ninep("mount", "-v", "ram:", str(point), "-o", "engine=pyfuse3", env=env)
+    assert ran.code == 0
+    for limit in LIMITS:
+        assert f"ninep: mount: pyfuse3: {limit}\n" in ran.err
+    assert ninep("umount", str(point)).code == 0
+    wait_until(lambda: not servers_of(point), "the server to end")
+    assert "pyfuse3" not in ninep("mount", "-v", "ram:", str(point), env=env).err
+    assert ninep("umount", str(point)).code == 0
 
 
 def test_read_only_is_read_only(point: Path, env: dict[str, str]) -> None:

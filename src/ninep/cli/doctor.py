@@ -26,12 +26,16 @@ _INSTALL = "sudo apt-get install -y"
 
 
 class Row(NamedTuple):
-    """One thing looked at.  `mend` is one command, or what to tell whoever administers the machine."""
+    """One thing looked at.  `mend` is one command, or what to tell whoever administers the machine.
+
+    `limits` is what it cannot do even where it is: for who asks for details.
+    """
 
     name: str
     state: State
     what: str
     mend: str = ""
+    limits: tuple[str, ...] = ()
 
 
 def doctor(args: argparse.Namespace, output: Output) -> int:
@@ -42,7 +46,8 @@ def doctor(args: argparse.Namespace, output: Output) -> int:
         row = look()
         code = FAILED if row.state == "missing" else code
         if output.is_json:
-            output.json({"name": row.name, "state": row.state, "what": row.what, "mend": row.mend})
+            limits = {"limits": row.limits} if row.limits else {}
+            output.json({"name": row.name, "state": row.state, "what": row.what, "mend": row.mend, **limits})
         elif row.state != "ok" or not output.quiet:
             word = f"{row.state:<8}"
             if colour:
@@ -50,6 +55,8 @@ def doctor(args: argparse.Namespace, output: Output) -> int:
             output.line(f"{row.name:<16} {word} {row.what}")
             if row.mend:
                 output.line(f"{'':<16} {'':<8} -> {row.mend}")
+            for limit in row.limits if output.verbose else ():
+                output.line(f"{'':<16} {'':<8} {limit}")
     return code
 
 
@@ -149,9 +156,12 @@ def pyfuse3() -> Row:
     from importlib import metadata
 
     try:
-        return Row("pyfuse3", "ok", f"{metadata.version('pyfuse3')} (the second engine)")
+        version = metadata.version("pyfuse3")
     except metadata.PackageNotFoundError:
         return Row("pyfuse3", "absent", "the second engine; not needed", "pip install 'ninep[pyfuse3]'")
+    from ninep.edges.pyfuse3_engine import LIMITS
+
+    return Row("pyfuse3", "ok", f"{version} (the second engine)", limits=LIMITS)
 
 
 def user_namespaces() -> Row:

@@ -71,6 +71,11 @@ def mount(args: argparse.Namespace, output: Output) -> int:
     _check(plan)
     if plan.address is not None and options.allow_other:
         output.note("mount: allow_other: to the server, every local user is the one who mounts")
+    if plan.engine == "pyfuse3":
+        from ninep.edges.pyfuse3_engine import LIMITS
+
+        for limit in LIMITS:
+            output.detail(f"mount: pyfuse3: {limit}")
     logs.start_logging(held.log.level, quiet=args.quiet, verbose=args.verbose)
     if args.foreground:
         return run(plan, output, lambda: _say(plan, output))

@@ -2,6 +2,7 @@
 
 The mount itself, who asks, what a request means and what the kernel knows are those of our own engine; pyfuse3 reads
 the device and writes the replies.  It exists so that every promise of the FUSE edge can be checked on two engines.
+On one CPU a stat of which the kernel keeps nothing (three requests) costs 58 us, on our own 17; a 4 KiB read 49 and 15.
 
 What it cannot do, because pyfuse3 has no call for it (LIMITS says the same, for users):
 - more than one mount in a process: its session is a global variable;
