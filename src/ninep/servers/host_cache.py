@@ -10,6 +10,7 @@ import os
 import resource
 import threading
 import weakref
+from collections import OrderedDict
 from typing import Protocol
 
 
@@ -48,7 +49,8 @@ class Warm:
 
     def __init__(self, most: int) -> None:
         self.most = max(8, most)
-        self._nodes: dict[int, weakref.ref[Cooled]] = {}  # by descriptor, oldest first
+        # By descriptor, oldest first.  Not a dict, which looks at all the entries that were there to find its first.
+        self._nodes: OrderedDict[int, weakref.ref[Cooled]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -82,10 +84,9 @@ class Warm:
         while count > 0 and turns > 0 and self._nodes:
             turns -= 1
             try:
-                fd = next(iter(self._nodes))
-                ref = self._nodes.pop(fd)
-            except (StopIteration, KeyError, RuntimeError):
-                continue  # another thread's Held ended between the two lines
+                fd, ref = self._nodes.popitem(last=False)
+            except KeyError:
+                break  # another thread's Held was the last
             node = ref()
             if node is None or node.held is None or node.held.fd != fd:
                 count -= 1
