@@ -71,8 +71,13 @@ class Demo:
     def server(self, command: str, ready: Path) -> None:
         """Start a server in the background and wait until `ready` is there."""
         print(f"$ {command} &", flush=True)
-        process = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=self.home, env=self.env)
-        self.servers.append(process)
+        # Ctrl-C is for the foreground, as in a shell: it does not reach the server, nor come before close() knows it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=self.home, env=self.env)
+            self.servers.append(process)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         deadline = time.monotonic() + SECONDS_MAX
         while not ready.exists():
             if process.poll() is not None or time.monotonic() > deadline:
@@ -84,9 +89,7 @@ class Demo:
         self.sh(command)
 
     def close(self) -> None:
-        for at in reversed(self.mounts):
-            if _is_mounted(at):
-                subprocess.run([BIN / "ninep", "umount", at], env=self.env, timeout=SECONDS_MAX, check=False)
+        self._unmount()
         for process in self.servers:
             process.send_signal(signal.SIGTERM)
         for process in self.servers:
@@ -94,6 +97,12 @@ class Demo:
                 process.wait(SECONDS_MAX)
             except subprocess.TimeoutExpired:
                 process.kill()
+        self._unmount()  # what a server mounted after all while it was being ended
+
+    def _unmount(self) -> None:
+        for at in reversed(self.mounts):
+            if _is_mounted(at):
+                subprocess.run([BIN / "ninep", "umount", at], env=self.env, timeout=SECONDS_MAX, check=False)
 
 
 def main() -> int:
