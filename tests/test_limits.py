@@ -69,6 +69,7 @@ ELSEWHERE = {
     "client_dir_entries_max": "security/test_hostile_server.py::test_an_endless_directory_stops_with_Eio",
 }
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.feature("limits")
 SMALL = Limits(
     connections_max=3, connections_peer_max=2, parked_max=5, parked_principal_max=3, path_depth_max=5,
     name_bytes_max=10, symlink_bytes_max=10, xattr_bytes_max=100, xattr_names_max=3, locks_max=4,

@@ -132,6 +132,7 @@ async def test_without_the_gate_every_right_is_given(what: str, monkeypatch: pyt
     await asked(what, 0)
 
 
+@pytest.mark.feature("session-fids")
 async def test_rights_hold_in_the_old_dialects_too() -> None:
     for dialect in ("9P2000", "9P2000.u"):
         async with serving(ram.tree()) as server:

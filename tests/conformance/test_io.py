@@ -40,6 +40,7 @@ def trunc(c: RawClient) -> int:
 
 @pytest.mark.conformance(68)
 @pytest.mark.sec(57)
+@pytest.mark.feature("session-fids")
 @pytest.mark.parametrize("dialect", ALL)
 async def test_a_second_open_io_on_an_unopened_fid_and_the_wrong_direction_are_refused(dialect: str) -> None:
     async with one(dialect) as (_, c):
@@ -276,6 +277,7 @@ async def test_a_read_at_or_past_the_end_or_of_nothing_is_empty(dialect: str) ->
         assert await c.read(1, 6) == b"t"
 
 
+@pytest.mark.feature("session-fids")
 @pytest.mark.conformance(79)
 @pytest.mark.hostile(12, 51)
 @pytest.mark.sec(44)

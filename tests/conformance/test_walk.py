@@ -103,6 +103,7 @@ async def test_a_walk_in_place_moves_the_fid_only_when_it_is_whole() -> None:
 
 
 @pytest.mark.conformance(57)
+@pytest.mark.feature("session-fids")
 @pytest.mark.hostile(33, 36)
 async def test_a_newfid_in_use_or_nofid_is_refused_and_nothing_changes() -> None:
     async with serving(ram.tree()) as server:
@@ -166,6 +167,7 @@ async def test_dotdot_does_not_leave_an_attached_subtree_even_after_it_was_moved
 
 
 @pytest.mark.conformance(61)
+@pytest.mark.feature("session-fids")
 @pytest.mark.hostile(8, 41)
 @pytest.mark.sec(22, 24)
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -193,7 +193,7 @@ def theirs() -> Iterator[str]:
         yield server.url
 
 
-@pytest.mark.feature("judge-pyroute2")
+@pytest.mark.feature("judge-pyroute2", "client-foreign-server")
 def test_our_client_works_on_pyroute2s_server(theirs: str) -> None:
     with Blocking(theirs) as client:
         assert client.read("/hello") == b"hello from pyroute2\n"

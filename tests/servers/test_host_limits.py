@@ -90,12 +90,14 @@ def walk_many(directory: Path, count: int) -> str:
 
 @pytest.mark.sec(42)
 @pytest.mark.hostile(32)
+@pytest.mark.feature("host-fd-budget")
 def test_walked_files_are_forgotten_without_a_trace_at_1024_descriptors(tmp_path: Path) -> None:
     walk_many(tmp_path, 5000)
 
 
 @pytest.mark.sec(42)
 @pytest.mark.hostile(32)
+@pytest.mark.feature("host-fd-budget")
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_a_hundred_thousand_walked_files_are_forgotten_without_a_trace(tmp_path: Path) -> None:
@@ -103,6 +105,7 @@ def test_a_hundred_thousand_walked_files_are_forgotten_without_a_trace(tmp_path:
 
 
 @pytest.mark.sec(42)
+@pytest.mark.feature("host-fd-budget")
 async def test_without_the_bound_the_same_walks_run_out_of_descriptors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
