@@ -18,7 +18,11 @@ from ninep.edges.blocking import Blocking
 from ninep.proto import errors as E
 from ninep.proto.types import ORDWR, OWRITE, Change
 
-pytestmark = [pytest.mark.interop, pytest.mark.conformance(129), pytest.mark.feature("judge-diod", "client-foreign-server")]
+pytestmark = [
+    pytest.mark.interop,
+    pytest.mark.conformance(129),
+    pytest.mark.feature("judge-diod", "client-foreign-server"),
+]
 SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
