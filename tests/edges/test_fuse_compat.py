@@ -17,7 +17,7 @@ from pathlib import Path
 
 import fuse_mounts
 import pytest
-from compat import FOLLOWERS, NO_MAP, PROGRAMS, TREES, WRITERS, Program
+from compat import FOLLOWERS, NO_SIZE, PROGRAMS, TREES, WRITERS, Program
 from servers import is_mounted, serving, start_ninep, wait_until
 
 SECONDS_MAX = 40.0
@@ -128,7 +128,7 @@ def test_a_program_reads_a_line_of_a_stream_or_fails_as_documented(
     )
     try:
         refusal = program.no.get("stream")
-        if refusal is not NO_MAP:
+        if refusal is not NO_SIZE:
             wait_until(lambda: clockwork.ask("live parked") == "1", "the reader")
             (clockwork.dir / "ctl").write_text("say now\n")
             if program.name.endswith("cat"):  # it sees that nobody listens when it writes again
@@ -138,12 +138,8 @@ def test_a_program_reads_a_line_of_a_stream_or_fails_as_documented(
     finally:
         follower.kill()
         follower.communicate()
-    if refusal is None:
-        assert (out, err, follower.returncode) == (b"now\n", b"", 0)
-    else:
-        assert follower.returncode != 0
-        assert re.search(refusal.says, err.decode())
-        assert out == (b"" if refusal is NO_MAP else b"now\n")
+    assert (out, follower.returncode) == (b"" if refusal is NO_SIZE else b"now\n", 0)
+    assert (refusal is None and not err) or (refusal is not None and re.search(refusal.says, err.decode()))
 
 
 @pytest.mark.feature("fuse-compat-matrix", "fuse-ctl-writes")
@@ -267,21 +263,22 @@ def test_sqlite_recovers_from_a_writer_that_was_killed_in_the_middle_of_a_transa
 def test_sqlite_fails_clearly_where_no_lock_can_be_had_and_harms_nothing(place: Place) -> None:
     """On a tree without locks; elsewhere the same commands are the control: they work."""
     path = place.dir / "db"
-    assert place.behind is not None or place.tree != "9P2000"
     if place.tree == "9P2000":
         assert place.behind is not None
         with closing(sqlite3.connect(place.behind / "db")) as db, db:
             db.execute("create table a(n)")
-        with open(place.dir / "f", "w") as f, pytest.raises(OSError) as refused:
-            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fd = os.open(path, os.O_RDWR)
+        with pytest.raises(OSError) as refused:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(fd)  # nor does the close fail for a lock that was never had
         assert refused.value.errno == errno.EOPNOTSUPP
         before = (place.behind / "db").read_bytes()
         with closing(sqlite3.connect(path)) as db:
             for act in ("insert into a values(1)", "pragma journal_mode=wal", "select * from a"):
-                with pytest.raises(sqlite3.OperationalError, match="disk I/O error|locking protocol"):
+                with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
                     db.execute(act)
         assert (place.behind / "db").read_bytes() == before
-        assert sorted(os.listdir(place.behind)) == ["db", "f"]
+        assert sorted(os.listdir(place.behind)) == ["db"]
     # Its own locks, by names, work everywhere.
     made = f"file:{path if place.tree != '9P2000' else place.dir / 'other'}?vfs=unix-dotfile"
     with closing(sqlite3.connect(made, uri=True)) as db, db:

@@ -1,7 +1,8 @@
 """Byte-range locks over 9P2000.L.  The older dialects have none: Eunsupported.
 
 The server knows an owner by (client_id, proc_id).  Ours are made from the owner that the edge names, with a prefix that
-no other client of the server has, so that two processes behind one connection never share a lock.
+no other client of the server has, so that two processes behind one connection never share a lock.  The proc_id is that
+of this process, always: an unlock need not come from the process that locked, nor say which it was (FUSE does not).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def lock(core: Core, fid: int, wanted: Lock) -> Flow[bool]:
     _needs_dotl(core)
     start, length = _range(wanted)
     reply = yield core.submit(
-        L.Tlock(fid, wanted.type, 0, start, length, wanted.pid & 0xFFFFFFFF, _client_id(wanted.owner, wanted.flock))
+        L.Tlock(fid, wanted.type, 0, start, length, os.getpid(), _client_id(wanted.owner, wanted.flock))
     )
     match as_reply(reply, L.Rlock).status:
         case L.LOCK_SUCCESS:
@@ -40,7 +41,7 @@ def getlock(core: Core, fid: int, wanted: Lock) -> Flow[Lock | None]:
     _needs_dotl(core)
     start, length = _range(wanted)
     client_id = _client_id(wanted.owner, wanted.flock)
-    reply = yield core.submit(L.Tgetlock(fid, wanted.type, start, length, wanted.pid & 0xFFFFFFFF, client_id))
+    reply = yield core.submit(L.Tgetlock(fid, wanted.type, start, length, os.getpid(), client_id))
     r = as_reply(reply, L.Rgetlock)
     if r.type == F_UNLCK:
         return None

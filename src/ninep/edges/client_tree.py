@@ -261,14 +261,21 @@ class RemoteHandle(Handle):
         await self.mux.run(ops.fsync(self.mux.core, self.fid, datasync))
 
     async def lock(self, call: Call, lock: Lock, wait: bool) -> bool:
-        self._has_locked = True
+        had_locked, self._has_locked = self._has_locked, True
         pause = LOCK_POLL_SECONDS_FIRST
-        while not await self.mux.run(locking.lock(self.mux.core, self.fid, lock)):
+        while not await self._lock(lock, had_locked):
             if not wait:
                 return False
             await trio.sleep(pause)
             pause = min(2 * pause, LOCK_POLL_SECONDS_MAX)
         return True
+
+    async def _lock(self, lock: Lock, had_locked: bool) -> bool:
+        try:
+            return await self.mux.run(locking.lock(self.mux.core, self.fid, lock))
+        except E.Eunsupported:
+            self._has_locked = had_locked  # else the close would try to unlock, and fail
+            raise
 
     async def getlock(self, call: Call, lock: Lock) -> Lock | None:
         return await self.mux.run(locking.getlock(self.mux.core, self.fid, lock))
