@@ -1,4 +1,4 @@
-"""Random requests on one 9P2000 connection, compared with a model of fids and files of some thirty lines.
+"""Random requests on one 9P2000 connection, compared with a small model of fids and files.
 
 Seeded; a failure prints the seed and the step.  What it judges: which requests are refused, what is read, and how many
 qids a walk gives.
