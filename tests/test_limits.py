@@ -374,6 +374,19 @@ async def test_ram_files_max_is_answered_full_and_removal_gives_back() -> None:
         await mkdir(c, "d")
 
 
+@pytest.mark.sec(45)
+async def test_without_the_bounds_of_a_ram_tree_a_client_fills_the_memory() -> None:
+    """The control of the two above."""
+    wide = Limits(ram_bytes_max=1 << 40, ram_files_max=1 << 40)
+    async with serving(ram.tree(wide), limits=wide) as server:
+        c = await server.client()
+        await c.file(1, "f")
+        for at in range(0, 4 << 20, 60_000):
+            assert await c.write(1, bytes(60_000), at) == 60_000
+        for i in range(20):
+            await put(c, f"f{i}")
+
+
 async def test_host_fds_share_is_what_walked_files_may_hold(tmp_path: Path) -> None:
     for i in range(200):
         (tmp_path / f"f{i}").touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import trio
@@ -75,6 +76,24 @@ async def test_a_read_goes_on_where_the_last_ended_or_starts_again(dialect: str)
         await c.open(2)
         with refuses(E.Ediroffset):  # another fid's place
             await c.read(2, len(first), 500)
+
+
+@pytest.mark.sec(56)
+async def test_without_the_memory_of_where_a_read_ended_any_offset_is_believed() -> None:
+    """The control: with the place of the last read made equal to whatever is asked, nothing is refused."""
+
+    class Anywhere:
+        def __ne__(self, other: object) -> bool:
+            return False
+
+    async with serving(ram_of(50)) as server:
+        c = await server.client("9P2000")
+        await c.walk(0, 1)
+        await c.open(1)
+        first = await c.read(1, 0, 500)
+        for fid in server.node.sessions:
+            fid.fids.get(1).dir_read.offset = Anywhere()  # type: ignore[attr-defined]  # a Session
+        assert await c.read(1, len(first) + 7, 500) != b"", "records for an offset that nobody was given"
 
 
 @pytest.mark.conformance(85)
@@ -333,6 +352,27 @@ async def test_cookies_nobody_gave_end_or_are_refused_and_never_loop() -> None:
                     assert seen <= 103
 
 
+@pytest.mark.sec(56)
+async def test_a_tree_that_takes_any_cookie_for_the_start_is_listed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: it is the tree's check of its cookies that ends a listing, and the test above would see it gone."""
+    entries = ram.RamDir.entries
+    last = 100  # of 100 files: what comes after it begins again
+
+    def wrapping(self: ram.RamDir, cookie: int, count: int) -> Sequence[Entry]:
+        return entries(self, cookie if cookie < last else 0, count)
+
+    monkeypatch.setattr(ram.RamDir, "entries", wrapping)
+    async with serving(ram_of(100)) as server:
+        c = await server.client()
+        await c.walk(0, 1)
+        await c.open(1)
+        seen, at = 0, 1 << 62
+        while seen <= 1000:
+            more = await readdir(c, 1, at)
+            assert more, "it ended"
+            seen, at = seen + len(more), more[-1].cookie
+
+
 class Endless(Dir):
     """A million entries, made as they are asked for.  `asked` is the most that one request made."""
 
@@ -385,6 +425,37 @@ async def test_a_million_entries_listed_by_32_clients_are_streamed() -> None:
         assert root.asked <= 65_536 // 32 + 1, "no more than one reply holds"
         assert now < settled + (1 << 20), f"{settled} bytes, then {now}"
         assert peak < 64 << 20
+
+
+@pytest.mark.sec(100)
+async def test_a_handle_that_makes_the_whole_list_is_seen_by_the_measure() -> None:
+    """The control: a list per reader instead of a stream."""
+    import tracemalloc
+
+    class Listed(EndlessHandle):
+        def entries(self, call: Call, cookie: int, count: int) -> list[Entry]:
+            if cookie == 0:
+                self.all = super().entries(call, 0, 20_000)
+            return self.all[cookie : cookie + count]
+
+    class Directory(Endless):
+        def open(self, call: Call, omode: int) -> Handle:
+            return Listed(self)
+
+    root = Directory()
+    async with serving(root) as server:
+        c = await server.client()
+        tracemalloc.start()
+        try:
+            for fid in (1, 2, 3):
+                await c.walk(0, fid)
+                await c.open(fid)
+                await readdir(c, fid, 0, 65_000)
+            now, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert root.asked > 65_536 // 32 + 1
+        assert now > 3 << 20
 
 
 @pytest.mark.conformance(110)

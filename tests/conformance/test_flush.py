@@ -13,6 +13,7 @@ from trees import Parking, SlowDir, Tree
 from ninep.limits import Limits
 from ninep.proto import dotl as l
 from ninep.proto import messages as m
+from ninep.requests import Requests
 from ninep.servers import ram
 
 
@@ -229,6 +230,23 @@ async def test_a_flush_storm_keeps_nothing_and_leaves_others_served() -> None:
         assert server.node.live["requests"] == 0
         assert server.node.live["fids"] == 2
         slow.gate.set()
+
+
+@pytest.mark.sec(95)
+async def test_without_cancelling_what_is_flushed_a_storm_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: what a flush does not cancel stays, until the limit refuses everything."""
+    monkeypatch.setattr(Requests, "_cancel", lambda self, request: None)
+    slow = SlowDir()
+    async with serving(Tree(slow=slow)) as server:
+        c = await server.client()
+        for tag in range(25):
+            c.send_all((tag, m.Twalk(0, 1000 + tag, ("slow", "x"))), (100 + tag, m.Tflush(tag)))
+        await c.quiet()  # no Rflush
+        assert server.node.live["requests"] == 25
+        slow.gate.set()
+        assert {type(reply) for _, reply in [await c.recv() for _ in range(50)]} == {m.Rwalk, m.Rflush}
+        for tag in range(25):
+            await c.clunk(1000 + tag)
 
 
 @pytest.mark.hostile(24)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import struct
 
 import pytest
+from asks import refuses
 from raw9p import RawClient, Refused, serving
 
+from ninep.fid import Fid, FidTable
 from ninep.file import Call, Dir
 from ninep.limits import Limits
 from ninep.namespace.namespace import Namespace
+from ninep.node import Node
 from ninep.proto import dotl as l
+from ninep.proto import errors as E
 from ninep.proto import messages as m
 from ninep.proto.types import NOFID, QTDIR, QTSYMLINK, Qid
 from ninep.servers import ram
@@ -300,6 +304,26 @@ async def test_walk_clunk_and_version_churn_leaves_nothing() -> None:
             await c.version()
             await c.attach()
         assert server.node.live["fids"] == 1
+
+
+@pytest.mark.sec(96)
+async def test_without_freeing_what_is_clunked_the_churn_runs_into_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: numbers that are not given back are soon all taken."""
+
+    def forget(self: FidTable, number: int) -> Fid:
+        return self._fids.pop(number)  # the number is free, the node's count is not
+
+    monkeypatch.setattr(FidTable, "pop", forget)
+    monkeypatch.setattr(FidTable, "clear", lambda self: [])
+    node = Node(Limits(fids_node_max=200))
+    with pytest.raises(AssertionError, match="left behind"):
+        async with serving(ram.tree(), node=node) as server:
+            c = await server.client()
+            with refuses(E.Enofids):
+                for _ in range(1000):
+                    await c.walk(0, 1)
+                    await c.clunk(1)
+            assert node.live["fids"] == 200
 
 
 @pytest.mark.hostile(35)
