@@ -371,6 +371,8 @@ def test_host_files_are_read_and_written_by_the_kernel_itself(
 
 @pytest.mark.sec(79)
 def test_a_program_that_grows_while_it_runs_crashes_nobody(tmp_path: Path, needs_fuse: None) -> None:
+    """There is no check of ours to take away: the kernel refuses local writers of what it runs, and cannot know of a
+    change made behind it.  That neither the program nor the mount ends of it is the claim itself."""
     with serving("ram", tmp_path) as mount:
         program = mount.dir / "sleep"
         shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
