@@ -351,8 +351,8 @@ def test_a_size_that_is_a_lie_makes_no_program_spin(tmp_path: Path, size: int) -
 
 @pytest.mark.sec(79)
 def test_a_program_that_grows_while_it_runs_crashes_nothing_else(tmp_path: Path) -> None:
-    """No control: nothing of ours guards the program, whose text is its server's to change.  The claim is that the mount
-    and everybody else live on, and that is what is looked at."""
+    """No control: nothing of ours guards the program, whose text is its server's to change.  The claim is that the
+    mount and everybody else live on, and that is what is looked at."""
     script = b"#!/bin/sh\nread x\necho ran\n"
     with Tree({"p": script}) as fake:
         fake.attributes["p"] = {"mode": _s.S_IFREG | 0o755}
