@@ -344,7 +344,7 @@ def test_a_process_that_waits_for_a_lock_can_be_killed_and_leaves_no_lock(place:
         second = locker(f, kind, "wait")
         wait_for_sleep(second.pid)
         second.terminate()
-        assert second.wait(5) == -15
+        assert second.wait(20) == -15
         first.kill()
         first.wait()
         third = locker(f, kind, "now")
@@ -358,7 +358,7 @@ def test_a_process_that_waits_for_a_lock_can_be_killed_and_leaves_no_lock(place:
 
 def wait_for_sleep(pid: int) -> None:
     """Until a process sits in a FUSE request, or waits for a lock that the kernel keeps by itself."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         with open(f"/proc/{pid}/wchan") as f:
             where = f.read() + Path(f"/proc/{pid}/stack").read_text()
@@ -403,48 +403,3 @@ def test_what_the_kernel_forgets_is_forgotten_here(ram_mount: Mount, place: Path
     while int(ram_mount.ask("live nodeids")) > before - 200 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert int(ram_mount.ask("live nodeids")) <= before - 200
-
-
-@pytest.mark.feature("fuse-sqlite")
-def test_sqlite_keeps_its_promises_between_two_processes(place: Path) -> None:
-    script = (
-        "import sqlite3,sys\n"
-        "db=sqlite3.connect(sys.argv[1],timeout=20)\n"
-        "db.execute('pragma journal_mode='+sys.argv[2])\n"
-        "db.execute('create table if not exists t(n)')\n"
-        "for n in range(25):\n"
-        "  with db: db.execute('insert into t values(?)',(n,))\n"
-    )
-    writers = [
-        subprocess.Popen([sys.executable, "-c", script, str(place / "db"), "delete"], stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    for writer in writers:
-        _, err = writer.communicate(timeout=50)
-        assert writer.returncode == 0, err
-    import sqlite3
-
-    with sqlite3.connect(place / "db") as db:
-        assert db.execute("select count(*) from t").fetchone() == (50,)
-        assert db.execute("pragma integrity_check").fetchone() == ("ok",)
-    db.close()
-
-
-@pytest.mark.feature("fuse-compat-matrix")
-def test_everyday_programs_work(place: Path, needs_tool: object) -> None:
-    shell(
-        f"cd {place}; mkdir -p a/b/c; echo hello > a/b/c/f; cp -a a copy; tar cf t.tar a; mkdir x; tar xf t.tar -C x; "
-        "diff -r a x/a; find . -type f | sort > list; grep -rq hello a; sed -i s/hello/bye/ a/b/c/f; "
-        "grep -q bye a/b/c/f; mv a moved; rm -r copy x moved; dd if=/dev/zero of=z bs=1M count=4 2>/dev/null; "
-        "sha256sum z; truncate -s 10 z; touch -d @5 z; ln -s z l; cp -L l m; test $(stat -c %s m) = 10"
-    )
-
-
-def test_a_git_repository_lives_in_a_mount(place: Path) -> None:
-    if run("git", "--version").returncode:
-        pytest.skip("needs the program git")
-    shell(
-        f"cd {place}; git init -q r; cd r; git config user.email a@b; git config user.name n; echo 1 > f; "
-        "git add f; git commit -qm one; echo 2 > f; git commit -qam two; git log --oneline | wc -l; git fsck; "
-        "git gc -q; git status --porcelain; git clone -q . ../s; test -f ../s/f"
-    )
