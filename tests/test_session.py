@@ -12,7 +12,7 @@ from ninep.fid import Fid
 from ninep.file import Call
 from ninep.limits import Limits
 from ninep.node import Node
-from ninep.observe import BUG
+from ninep.observe import BUG, LIMIT, SEC_DENY, SESSION_ATTACH, SESSION_END
 from ninep.proto import dotl as l
 from ninep.proto import messages as m
 from ninep.proto.types import NOFID, Qid, Stat
@@ -296,3 +296,18 @@ async def test_a_tree_that_answers_nonsense_costs_one_request_and_never_the_conn
         assert refused or (dialect == "9P2000.u" and operation == "readlink"), ".u asks for no link's text here"
         await c.walk(0, 5, "good")
         await c.open(5)
+
+
+@pytest.mark.feature("events-ring")
+async def test_what_was_refused_for_lack_of_rights_or_of_room_is_an_event() -> None:
+    async with serving(ram.tree(perm=0o755), limits=Limits(fids_max=2)) as server:
+        c = await server.client(attach=False)
+        await c.attach(0, "", 54_321)
+        with pytest.raises(Refused):
+            await c.rpc(l.Tmkdir(0, "d", 0o755, 0))
+        await c.walk(0, 1)
+        with pytest.raises(Refused):
+            await c.walk(0, 2)
+        counts = server.node.events.counts
+        assert (counts[SEC_DENY], counts[LIMIT]) == (1, 1)
+    assert (counts[SESSION_ATTACH], counts[SESSION_END]) == (1, 1)

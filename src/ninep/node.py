@@ -15,11 +15,18 @@ from msgspec import Struct
 
 from .env import REAL, Env
 from .limits import DEFAULT, Limits
-from .observe import BUG, Events, ops
+from .observe import BUG, LIMIT, SEC_DENY, Events, ops
 from .principal import Principal
 from .proto import errors as E
 
 log = logging.getLogger(__name__)
+
+
+# Refusals that somebody may want to see: for lack of rights, and for want of room.
+EVENT_OF = {
+    **dict.fromkeys((E.Eperm, E.Enotallowed, E.Erofs), SEC_DENY),
+    **dict.fromkeys((E.Enofids, E.Emfile, E.Etoomany, E.Enolck, E.Elarge, E.Enospc, E.Edquot), LIMIT),
+}
 
 
 class Sweepable(Protocol):
@@ -60,7 +67,10 @@ class Node:
         return [session.statistics() for session in self.sessions]
 
     def refused(self, who: Principal, op: int, error: E.FileError) -> None:
-        """A client reads this error: remember it for its /dev/errstr."""
+        """A client reads this error: it is an event if it says "no", and its caller's /dev/errstr remembers it."""
+        kind = EVENT_OF.get(type(error))
+        if kind is not None:
+            self.events.emit(kind, op, error.errno, 0, {"user": who.name, "about": error.about})
         if self.on_error is not None:
             self.on_error(who, ops()[op], error)
 

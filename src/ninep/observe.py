@@ -99,11 +99,11 @@ def ops() -> tuple[str, ...]:
 
 # What the Session and the edges emit.  A tree registers its own rows beside its emit sites.
 OP_EXIT = register("op", "exit", ("op", "failed"), "a request finished; dur is its time in the server", DEBUG)
-SESSION_ATTACH = register("session", "attach", ("session", "", "user", "aname", "edge"), "a tree was attached")
-SESSION_END = register("session", "end", ("session", "requests", "user", "why"), "a session ended")
+SESSION_ATTACH = register("session", "attach", ("session", "", "edge", "peer"), "a connection or a mount began")
+SESSION_END = register("session", "end", ("session", "", "user"), "a session ended")
 BUG = register("life", "bug", ("id", "", "error"), "a handler raised what is no answer", ERROR)
-LIMIT = register("life", "limit", ("bound", "", "limit", "user"), "a request met one of Limits", WARNING)
-SEC_DENY = register("sec", "deny", ("op", "want", "user", "name"), "a request was refused for lack of rights", WARNING)
+LIMIT = register("life", "limit", ("op", "errno", "user", "about"), "a request met one of Limits", WARNING)
+SEC_DENY = register("sec", "deny", ("op", "errno", "user", "about"), "a request lacked rights or permission", WARNING)
 
 
 BUCKETS: Final = 64  # two per octave: each bound is at most 1.5 times the one before

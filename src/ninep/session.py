@@ -137,7 +137,7 @@ class Session(IoOps, Generic[M]):
             await settle(self.reset())
         self._live["sessions"] -= 1
         self.node.sessions.discard(self)
-        self.node.events.emit(SESSION_END, self.id)
+        self.node.events.emit(SESSION_END, self.id, 0, 0, {"user": self.who.name})
 
     async def _clunk_all(self, fids: list[Fid]) -> None:
         with trio.CancelScope(shield=True):
