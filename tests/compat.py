@@ -1,4 +1,4 @@
-"""Which programs work on which mounted trees: the one table behind edges/test_fuse_compat.py and docs/compatibility.md.
+"""Which programs work on which mounted trees: what the tests run, and docs/compatibility.md shows.
 
 A row is a script that a shell runs, which must end with 0.  It starts in a new directory of the mount; $O is a place
 outside with the files `text` (2000 lines) and `bytes` (300 000 random ones), $PY is a Python.  Knows no mount.
@@ -148,7 +148,7 @@ PROGRAMS: Final = (
         no={
             "remote": No(UNSUPPORTED, "9P has no fallocate; programs that ask with posix_fallocate(3) write zeros"),
             "9P2000": No(UNSUPPORTED, "9P has no fallocate; programs that ask with posix_fallocate(3) write zeros"),
-            "pyfuse3": No(UNSUPPORTED, "pyfuse3 has no fallocate"),
+            "pyfuse3": No(UNSUPPORTED, "the library pyfuse3 has no fallocate"),
         },
         needs=("fallocate",),
     ),
@@ -358,3 +358,16 @@ FOLLOWERS: Final = (
     Program("sendfile(2)", "{python} -c 'import os,sys; os.sendfile(1,os.open(sys.argv[1],0),None,4)' {f} | cat",
             no={"stream": NO_SIZE}),
 )  # fmt: skip
+
+# -- sqlite
+
+SQLITE_MODES: Final = {
+    "delete": "rollback journal",
+    "wal": "write-ahead log, among the programs of one machine",
+}
+SQLITE_NO: Final = {
+    "9P2000": No(
+        "disk I/O error",
+        f"{NO_LOCKS}; sqlite calls that a disk I/O error and touches nothing; `?vfs=unix-dotfile` needs no locks",
+    )
+}
