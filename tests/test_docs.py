@@ -72,8 +72,9 @@ def test_a_document_that_shows_something_else_fails(document: str, words: str, t
 
 
 RUNNER = """
-import pathlib, sys
+import pathlib, signal, sys
 import examples
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parallel run of the tests ignores it
 examples.run(open(sys.argv[1]).read(), pathlib.Path(sys.argv[2]))
 """
 
