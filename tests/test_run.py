@@ -32,7 +32,13 @@ class Demo:
         self.mark = f"DEMO_OF={directory}"
         env = {**os.environ, "TMPDIR": str(directory), "DEMO_OF": str(directory), "NINEP_VENV": venv()}
         self.process = subprocess.Popen(
-            [RUN, "demo"], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, bufsize=0
+            [RUN, "demo"],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            bufsize=0,
+            preexec_fn=hear_interrupts,
         )
         self.said = b""
 
@@ -81,6 +87,11 @@ class Demo:
         self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+
+def hear_interrupts() -> None:
+    """A parallel run of the tests ignores SIGINT, and what it starts would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def venv() -> str:
