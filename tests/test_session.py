@@ -311,3 +311,18 @@ async def test_what_was_refused_for_lack_of_rights_or_of_room_is_an_event() -> N
         counts = server.node.events.counts
         assert (counts[SEC_DENY], counts[LIMIT]) == (1, 1)
     assert (counts[SESSION_ATTACH], counts[SESSION_END]) == (1, 1)
+
+
+@pytest.mark.feature("author-bugs")
+@pytest.mark.logs("internal error #")
+@pytest.mark.parametrize("later", [False, True], ids=["now", "later"])
+@pytest.mark.parametrize("fault", [SystemExit(3), KeyboardInterrupt(), MemoryError(), RecursionError()])
+async def test_no_exception_of_an_author_ends_the_server(fault: BaseException, later: bool) -> None:
+    async with serving(Tree(f=Broken(fault, later=later), g=Parking())) as server:
+        c, other = await server.client("9P2000.u"), await server.client()
+        await c.walk(0, 1, "f")
+        with pytest.raises(Refused, match="internal error: #1"):
+            await c.open(1)
+        for client in (c, other):
+            await client.walk(0, 2, "g")
+            await client.open(2)

@@ -87,10 +87,24 @@ class SlowDir(Dir):
 
 
 class Broken(File):
-    """An author's bug, at open."""
+    """An author's bug, at open: `fault` is raised, from a coroutine if `later`."""
+
+    perm = 0o666
+
+    def __init__(self, fault: BaseException | None = None, *, later: bool = False) -> None:
+        super().__init__()
+        self.fault = fault or ZeroDivisionError("the author's fault")
+        self.later = later
 
     def open(self, call: Call, omode: int) -> Answer[Handle]:
-        raise ZeroDivisionError("the author's fault")
+        if self.later:
+            return self._open()
+        raise self.fault
+
+    async def _open(self) -> Handle:
+        async with trio.open_nursery():
+            await trio.lowlevel.checkpoint()
+            raise self.fault
 
 
 class Tree(Dir):

@@ -20,6 +20,11 @@ M = TypeVar("M")
 M_contra = TypeVar("M_contra", contravariant=True)
 
 
+# What a handler may raise and cost its own request alone.  A tree's author who calls sys.exit has a bug like any other;
+# a real Ctrl-C comes to a server as a signal that it has asked for (edges/listen), never as an exception in a request.
+FAILURES = (Exception, SystemExit, KeyboardInterrupt)
+
+
 class Sink(Protocol[M_contra]):
     """Where replies go.  All three only queue: they never block and never raise.
 
@@ -131,8 +136,13 @@ class Requests(Generic[M]):
         try:
             with request.scope:
                 message = await work
-        except Exception as e:
+        except FAILURES as e:
             error = answer_for(e) or self._bug(e)
+        except BaseExceptionGroup as e:
+            mine, rest = e.split(FAILURES)
+            if rest is not None or mine is None:
+                raise  # a cancellation is among them: trio's to end
+            error = answer_for(mine) or self._bug(mine)
         finally:
             self._tasks -= 1
             self._end(request, message, error)

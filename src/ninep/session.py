@@ -33,7 +33,7 @@ from .proto.types import (
     Qid,
     Stat,
 )
-from .requests import Requests, Sink, answer_for
+from .requests import FAILURES, Requests, Sink, answer_for
 from .session_io import IoOps
 
 M = TypeVar("M")
@@ -95,7 +95,7 @@ class Session(IoOps, Generic[M]):
         requests = self.requests
         try:
             answer = handler(message)
-        except Exception as e:
+        except FAILURES as e:
             self._refused(key, op, start_ns, e)
             return
         if type(answer) is CoroutineType:
@@ -105,7 +105,7 @@ class Session(IoOps, Generic[M]):
         self._op(op, self._now_ns() - start_ns, False)
         requests.sink.reply(key, cast(M, answer))
 
-    def _refused(self, key: int, op: int, start_ns: int, e: Exception) -> None:
+    def _refused(self, key: int, op: int, start_ns: int, e: BaseException) -> None:
         # A frame of its own: an error kept by a frame of its own traceback would keep files and handles alive.
         error = answer_for(e) or self.node.bug(e)
         self.requests.sink.refuse(key, error)
@@ -149,7 +149,7 @@ class Session(IoOps, Generic[M]):
                     await settle(self.clunk(fid))
                 except E.FileError:
                     pass  # nobody is left to read it
-                except Exception as e:
+                except FAILURES as e:
                     self.node.bug(e)
 
     # -- attach, walk, open
