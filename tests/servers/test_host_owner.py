@@ -91,7 +91,7 @@ CHANGES: dict[str, Callable[[HostDir, HostDir, object, HostHandle], object]] = {
 # Everything a File, Dir or Handle has that is not in CHANGES reads, or is told here why it needs no gate.
 READS = {
     "stat", "access", "may_wstat", "statfs", "listxattr", "getxattr", "readlink", "snapshot", "backing", "subscribe",
-    "attach", "walk", "list", "read", "read_into", "getlock", "seek", "ready", "entries", "close", "flush",
+    "attach", "walk", "list", "read", "read_into", "getlock", "seek", "ready", "entries", "names", "close", "flush",
     "fsync",  # makes durable what others wrote
     "unlock_owner",  # releases
 }  # fmt: skip
