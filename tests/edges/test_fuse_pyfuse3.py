@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import trio
 from fuse_mounts import Mount, run, serving, shell
 
-from ninep.edges import pyfuse3_engine
+from ninep.edges import fuse_mount, pyfuse3_engine, pyfuse3_engine_watch
 from ninep.proto import errors as E
 
 SIGNAL_SECONDS_MAX = 4 * 0.25
@@ -69,6 +71,62 @@ def test_without_the_watchdog_a_signal_waits_for_the_end_of_the_server(
             mount.process.kill()  # whatever failed: only then can the reader end
             reader.kill()
             reader.wait()
+
+
+@pytest.mark.feature("pyfuse3-engine")
+async def test_reads_of_a_process_end_together_whenever_they_were_parked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each thread would be looked at once for each batch, and a killed process would take seconds to end."""
+    ended: set[int] = set()
+    watch = pyfuse3_engine_watch.Watch(lambda key: ended.add(key), lambda: False)
+    threads: list[int] = []
+    monkeypatch.setattr(pyfuse3_engine_watch, "waiting_threads", lambda which: list(threads) if 7 in which else [])
+    monkeypatch.setattr(pyfuse3_engine_watch, "is_wanted", lambda thread: False)
+    for batch in range(50):
+        for key in range(batch * 10, batch * 10 + 10):
+            threads.append(1000 + key)
+            watch.add(pyfuse3_engine_watch.Waiter(key, 0, 7, 0))
+        watch.look()
+    assert not ended
+    monkeypatch.setattr(pyfuse3_engine_watch, "is_wanted", lambda thread: True)
+    watch.look()
+    assert ended == set(range(500))
+    for key in ended:
+        watch.drop(key)
+    assert len(watch) == 0
+
+
+@pytest.mark.feature("pyfuse3-engine")
+def test_a_forced_unmount_is_an_end_like_any_other(
+    tmp_path: Path, needs_pyfuse3: None, needs_root: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NINEP_TEST_ENGINE", "pyfuse3")
+    with serving("clockwork", tmp_path) as mount:
+        fuse_mount.unmount(str(mount.dir), force=True)
+        assert mount.line() == "ended {}"
+        assert mount.process.wait(20) == 0
+
+
+@pytest.mark.feature("pyfuse3-engine")
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EIO])
+async def test_a_connection_that_the_kernel_aborts_ends_the_engine_and_another_error_is_told(
+    needs_pyfuse3: None, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    import pyfuse3
+
+    async def main(**_: int) -> None:
+        async with trio.open_nursery():
+            raise OSError(number, "receiving")
+
+    monkeypatch.setattr(pyfuse3, "main", main)
+    mount = object.__new__(pyfuse3_engine.Pyfuse3Mount)
+    mount._main_scope = trio.CancelScope()
+    ended = trio.Event()
+    if number == errno.EIO:
+        with pytest.raises(ExceptionGroup):
+            await mount._main(ended)
+    else:
+        await mount._main(ended)
+    assert ended.is_set()
 
 
 @pytest.mark.feature("pyfuse3-engine")

@@ -152,7 +152,7 @@ def test_an_editor_saves_a_document_by_renaming_a_new_file_onto_it(clockwork: Mo
 
 def parked(mount: Mount, count: int) -> None:
     """Until so many operations are parked in the server."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while (now := int(mount.ask("live parked"))) != count:
         assert time.monotonic() < deadline, now
         time.sleep(0.01)

@@ -39,7 +39,7 @@ from ninep.proto import errors as E
 from ninep.session import Session
 
 from . import fuse_mount
-from .fuse_device import UNMOUNT_SECONDS_MAX, FuseMount, FuseOptions, Row
+from .fuse_device import GONE, UNMOUNT_SECONDS_MAX, FuseMount, FuseOptions, Row
 
 if TYPE_CHECKING:
     from .pyfuse3_engine_ops import Adapter, Replies
@@ -156,6 +156,11 @@ class Pyfuse3Mount(FuseMount):
         try:
             with self._main_scope:
                 await pyfuse3.main(min_tasks=1, max_tasks=TASKS_MAX)
+        except* OSError as group:
+            # One that is unmounted ends it quietly, one that is aborted does not: both are how a mount ends.
+            _, others = group.split(lambda e: isinstance(e, OSError) and e.errno in GONE)
+            if others is not None:
+                raise others from None
         finally:
             ended.set()
 

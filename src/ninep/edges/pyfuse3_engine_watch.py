@@ -23,12 +23,13 @@ FAR_SECONDS: Final = 1.0  # between two looks at every process of the machine
 
 
 class Party:
-    """Threads that wait, and the parked operations that they may be waiting for."""
+    """Threads that wait, and the parked operations that they may be waiting for; `process`: all of that process."""
 
-    __slots__ = ("keys", "seen", "threads")
+    __slots__ = ("keys", "process", "seen", "threads")
 
-    def __init__(self, threads: list[int]) -> None:
+    def __init__(self, threads: list[int], process: int = 0) -> None:
         self.threads = threads
+        self.process = process
         self.seen = trio.current_time()  # when they were seen to wait
         self.keys: set[int] = set()
 
@@ -61,6 +62,7 @@ class Watch:
         self._parked: dict[int, Waiter] = {}
         self._lost: dict[int, Waiter] = {}  # whose threads are not known, or no more
         self._parties: dict[Party, None] = {}
+        self._of_process: dict[int, Party] = {}
         self._turn: Iterator[tuple[Party, int]] = iter(())
         self._far_time = -FAR_SECONDS
         self._wake = trio.Event()
@@ -80,7 +82,7 @@ class Watch:
             return
         waiter.party.keys.discard(key)
         if not waiter.party.keys:
-            self._parties.pop(waiter.party, None)
+            self._end(waiter.party)
 
     async def run(self) -> None:
         """Watches until cancelled; costs nothing while nothing is parked."""
@@ -137,11 +139,17 @@ class Watch:
             self._lose(party)
 
     def _lose(self, party: Party) -> None:
-        self._parties.pop(party, None)
-        for key in party.keys:
+        self._end(party)
+        keys, party.keys = party.keys, set()  # the round may still hold it
+        for key in keys:
             waiter = self._parked[key]
             waiter.party = None
             self._lost[key] = waiter
+
+    def _end(self, party: Party) -> None:
+        self._parties.pop(party, None)
+        if self._of_process.get(party.process) is party:
+            del self._of_process[party.process]
 
     def _find(self, waiters: list[Waiter]) -> None:
         """Who waits for each of these: the thread that asked, else a thread of the opener, else one of its group.
@@ -173,14 +181,28 @@ class Watch:
               threads: Callable[[], list[int]]) -> bool:  # fmt: skip
         party = found.get(key)
         if party is None:
-            party = found[key] = Party(threads())
+            party = found[key] = self._party(key, threads())
         if not party.threads:
             return False
         self._parties[party] = None
+        if party.process:
+            self._of_process[party.process] = party
         party.keys.add(waiter.key)
         waiter.party = party
         del self._lost[waiter.key]
         return True
+
+    def _party(self, key: tuple[str, int], threads: list[int]) -> Party:
+        """A process has one party, whenever its reads were parked: so each of its threads is looked at once a round."""
+        kind, process = key
+        if kind != "process":
+            return Party(threads)
+        party = self._of_process.get(process)
+        if party is None or not threads:
+            return Party(threads, process)
+        party.threads = threads
+        party.seen = trio.current_time()
+        return party
 
 
 def processes() -> list[int]:
