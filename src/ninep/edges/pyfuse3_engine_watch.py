@@ -103,12 +103,16 @@ class Watch:
             self._find(list(islice(self._lost.values(), LOOKS_MAX)))
         looks = 0
         now = trio.current_time()
+        ended: set[Party] = set()
         for party, thread in self._round():
+            if party in ended:
+                continue
             if now >= party.seen + FAR_SECONDS:
                 self._check(party, now)
                 looks += len(party.threads)
             wanted = is_wanted(thread)
             if wanted:
+                ended.add(party)
                 for key in list(party.keys):
                     self._cancel(key)
             elif wanted is None and thread in party.threads:
@@ -161,7 +165,7 @@ class Watch:
         for waiter in waiters:
             if waiter.thread:
                 self._join(waiter, found, ("thread", waiter.thread), lambda w=waiter: [w.thread])  # type: ignore[misc]  # mypy infers no defaults
-            elif not self._join(waiter, found, ("process", waiter.process),
+            elif not self._join(waiter, found, ("process", process_of(waiter.process)),
                                 lambda w=waiter: waiting_threads((w.process,))):  # type: ignore[misc]  # likewise  # fmt: skip
                 missed.append(waiter)
         if not missed:
@@ -222,6 +226,16 @@ def group_of(process: int) -> int:
         return os.getpgid(process) if process else 0
     except OSError:
         return 0
+
+
+def process_of(thread: int) -> int:
+    """The process of a thread, which is what opened the file; the thread itself when it is gone."""
+    try:
+        with open(f"/proc/{thread}/status", "rb") as f:
+            text = f.read(1024)
+    except OSError:
+        return thread
+    return int(text.partition(b"Tgid:")[2].split(maxsplit=1)[0])
 
 
 def waiting_threads(which: Iterable[int]) -> list[int]:
