@@ -29,7 +29,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     name = metafunc.function.__name__
     if metafunc.module.__name__.rpartition(".")[2] not in MODULES or name in NEEDS_NO_ENGINE:
         return
-    second = []
+    second = [pytest.mark.slow]  # ./check asks the first engine, ./run test both
     if importlib.util.find_spec("pyfuse3") is None:
         second = [pytest.mark.skip(reason="needs pyfuse3")]
     elif name in UNABLE:

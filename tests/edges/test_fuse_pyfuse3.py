@@ -51,6 +51,7 @@ def test_a_signal_ends_the_one_reader_it_is_for_also_on_a_descriptor_passed_on(
 
 
 @pytest.mark.feature("pyfuse3-engine")
+@pytest.mark.slow
 def test_without_the_watchdog_a_signal_waits_for_the_end_of_the_server(
     tmp_path: Path, needs_pyfuse3: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -275,6 +275,7 @@ def hundred_stats(mount: Mount) -> float:
     return time.monotonic() - started
 
 
+@pytest.mark.slow
 @pytest.mark.feature("fuse-parked-reads")
 @pytest.mark.timeout(150)
 def test_five_thousand_parked_reads_leave_stat_answering(tmp_path: Path, needs_fuse: None) -> None:

@@ -28,7 +28,7 @@ from ninep.proto import messages as M
 from ninep.proto.records import pack_dirent
 from ninep.proto.types import QTDIR, QTSYMLINK, Qid
 
-pytestmark = [pytest.mark.usefixtures("needs_fuse"), pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.usefixtures("needs_fuse"), pytest.mark.timeout(90), pytest.mark.slow]
 
 HANG_SECONDS = 1.0
 END_SECONDS_MAX = 12.0  # a liveness bound, on a busy machine; the default reply timeout is 30

@@ -542,6 +542,7 @@ def test_same_operations_give_the_same_errnos_and_stats_as_tmpfs(seed: int) -> N
     assert run_both(seed, 700, 0.0) > 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 102))
 def test_same_operations_change_the_same_times_as_tmpfs(seed: int) -> None:
     assert run_both(seed, 250, TICK_SECONDS * 1.5) > 20
