@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from programs import ninep, one_line
-from servers import program, start
+from servers import program, serving, start, wait_until
 
 from ninep.cli.copy import Progress, human
 from ninep.cli.output import Output, escaped
@@ -58,3 +60,59 @@ def test_sec_133_the_state_directory_is_never_exported(tmp_path: Path) -> None:
     ran = ninep(*words, env={"NINEP_STATE": str(state)})
     assert ran.code == 78
     assert "it holds keys" in one_line(ran.err)
+
+
+def closed(how: str, *args: str) -> tuple[int, str]:
+    """(exit code, standard error) of ninep under a redirection of the shell."""
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {how}', "sh", program("ninep"), *args], stderr=subprocess.PIPE, timeout=20, check=False
+    )
+    return done.returncode, done.stderr.decode()
+
+
+@pytest.mark.feature("cli-json")
+def test_a_closed_standard_output_is_one_line_and_never_the_connection() -> None:
+    with serving("ram:") as server:
+        assert closed(">&-", "mkdir", f"{server.url}//d")[0] == 0  # it has nothing to print
+        for words in (("ls", server.url), ("--version",), ("ls", "--help"), ("config", "show"), ("completion", "zsh")):
+            code, err = closed(">&-", *words)
+            assert code == 1, words
+            assert one_line(err).endswith("standard output is closed: EBADF"), words
+            code, err = closed(">/dev/full", *words)
+            assert (code, one_line(err).endswith("no space left on device: ENOSPC")) == (1, True), words
+            assert closed(">&- 2>&- <&-", *words) == (1, "")
+        assert ninep("ls", server.url).out == "d\n"
+
+
+@pytest.mark.feature("edge-exec")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_client_that_is_told_to_end_ends_the_program_behind_it_first(tmp_path: Path, number: signal.Signals) -> None:
+    pid_file = tmp_path / "pid"
+    child = tmp_path / "child"
+    child.write_text(f"#!/bin/sh\necho $$ >{pid_file}.new && mv {pid_file}.new {pid_file}\nexec sleep 77\n")
+    child.chmod(0o755)
+    client = subprocess.Popen([program("ninep"), "ls", f"9p+exec:{child}"], stderr=subprocess.PIPE)
+    try:
+        wait_until(pid_file.exists, "the program behind the connection")
+        pid = int(pid_file.read_text())
+        client.send_signal(number)
+        _, err = client.communicate(timeout=20)
+    finally:
+        client.kill()
+    assert client.returncode == (130 if number == signal.SIGINT else -number)
+    assert err == b""
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.feature("cli-json")
+def test_json_is_json_also_of_the_version_the_help_and_the_completion() -> None:
+    version = ninep("--version").out.split()[1]
+    for words in (("--json", "--version"), ("--version", "--json"), ("--json", "version")):
+        assert ninep(*words).json() == {"v": 1, "version": version}
+    for json_words, words in (
+        (("--json", "--help"), ("--help",)),
+        (("ls", "--help", "--json"), ("ls", "--help")),
+        (("--json", "help", "ls"), ("ls", "--help")),
+        (("--json", "completion", "bash"), ("completion", "bash")),
+    ):
+        assert ninep(*json_words).json() == {"v": 1, "text": ninep(*words).out}

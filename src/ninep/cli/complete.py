@@ -19,7 +19,10 @@ SCHEMES = ("9p://", "9p+unix://", "ssh://")
 
 def completion(args: argparse.Namespace, output: Output) -> int:
     """`ninep completion SHELL`."""
-    output.line(script(args.shell).rstrip("\n"))
+    if output.is_json:
+        output.json({"text": script(args.shell)})
+    else:
+        output.line(script(args.shell).rstrip("\n"))
     return OK
 
 

@@ -9,26 +9,54 @@ import argparse
 import gc
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
 
 from . import failure, verbs
-from .output import CLOSED_STDOUT, Output, StdoutClosed, complain, drop_stdout
+from .output import CLOSED_STDOUT, Output, StdoutClosed, complain, drop_stdout, occupy_standard, print_text
 from .table import Verb
 
 Runner = Callable[[argparse.Namespace, Output], int]
 _FRONT_HELP = ("-h", "--help", "help")
+_ANYWHERE = ("--json", "-q", "--quiet", "-v", "-vv", "--verbose")  # before the verb, too
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal that asks for the end: it takes the way of Ctrl-C, so that whatever is open is closed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def front(argv: Sequence[str]) -> int:
     """`ninep ARGV`: the exit code."""
-    code = _guarded("ninep", "", list(argv), _front)
     verb = verbs.find(next((word for word in argv if not word.startswith("-")), ""))
-    if verb is not None and verb.is_client and _is_whole_process("ninep"):
+    is_client = verb is not None and verb.is_client and _is_whole_process("ninep")
+    if is_client:
+        _end_in_order()
+    code = _guarded("ninep", "", list(argv), _front)
+    if is_client:
         # Everything is written and hung up: taking the interpreter apart piece by piece would only cost time.
         _flush_last()
         os._exit(code)
     return code
+
+
+def _end_in_order() -> None:
+    """SIGTERM and SIGHUP hang up before they end a client: a program that is its connection would outlive it.  A second
+    one ends at once; what is ignored (nohup) stays so."""
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Ended(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, end)
 
 
 def _is_whole_process(name: str) -> bool:
@@ -41,7 +69,7 @@ def _flush_last() -> None:
     for file in (sys.stdout, sys.stderr):
         try:
             file.flush()
-        except OSError:
+        except (OSError, ValueError):
             pass
 
 
@@ -54,19 +82,21 @@ def program(name: str, argv: Sequence[str]) -> int:
 def _front(argv: list[str]) -> int:
     # Options that every verb takes may stand before the verb too.
     first: list[str] = []
-    while argv and argv[0] in ("--json", "-q", "--quiet", "-v", "-vv", "--verbose"):
+    while argv and argv[0] in _ANYWHERE:
         first.append(argv.pop(0))
     if not argv:
         raise failure.UsageError("no verb", hint="'ninep --help'")
     name, rest = argv[0], argv[1:]
-    if name in _FRONT_HELP and not rest:
+    is_json = "--json" in first or "--json" in rest
+    if name in _FRONT_HELP and not [word for word in rest if word not in _ANYWHERE]:
         from .parse import help_front
 
-        return _print(help_front())
+        return print_text(help_front(), is_json=is_json)
     if name == "help":
-        name, rest = rest[0], ["--help"]
+        name, rest = next(word for word in rest if word not in _ANYWHERE), ["--help"]
+        first += ["--json"] * is_json
     if name in ("-V", "--version", "version"):
-        return _print(f"ninep {version()}\n")
+        return print_text(f"ninep {version()}\n", is_json=is_json, fields={"version": version()})
     verb = verbs.find(name)
     if verb is None:
         import difflib
@@ -84,7 +114,7 @@ def run(verb: Verb, argv: list[str]) -> int:
 
     words = argv[: argv.index("--")] if "--" in argv else argv
     if "--help" in words or "-h" in words:
-        return _print(help_of(verb))
+        return print_text(help_of(verb), is_json="--json" in words)
     args = parse(verb, argv)
     output = Output(is_json=args.json, raw=getattr(args, "raw", False), quiet=args.quiet, verbose=args.verbose)
     runner = _runner(verb)
@@ -122,11 +152,16 @@ def _guarded(name: str, verb: str, argv: list[str], body: Callable[[list[str]], 
     if not verb:
         verb = next((word for word in argv if not word.startswith("-")), "")
         verb = verb if verbs.find(verb) else ""
+    occupy_standard()
     try:
         return body(argv)
     except StdoutClosed:
         drop_stdout()
         return CLOSED_STDOUT
+    except _Ended as e:
+        drop_stdout()
+        os.kill(os.getpid(), e.number)  # whoever waits for us reads which signal it was
+        return 128 + e.number
     except KeyboardInterrupt:
         drop_stdout()
         return failure.INTERRUPTED
@@ -142,15 +177,6 @@ def _guarded(name: str, verb: str, argv: list[str], body: Callable[[list[str]], 
             told.hint = "again with -vv, and report what it prints"
         failure.tell(told, name, verb, is_json=is_json)
         return told.code
-
-
-def _print(text: str) -> int:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise StdoutClosed from None
-    return 0
 
 
 def version() -> str:

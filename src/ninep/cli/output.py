@@ -6,6 +6,7 @@ with control characters in it (SEC-75).
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping
@@ -72,14 +73,14 @@ class Output:
         """Raises StdoutClosed when nobody reads, OSError when a file cannot take it."""
         try:
             self._file.write(data)
-        except BrokenPipeError:
-            raise StdoutClosed from None
+        except OSError as e:
+            raise _lost(e) from None
 
     def flush(self) -> None:
         try:
             self._file.flush()
-        except BrokenPipeError:
-            raise StdoutClosed from None
+        except OSError as e:
+            raise _lost(e) from None
 
     def line(self, text: str) -> None:
         """A line of text; it may hold names, whose bytes come out as they were."""
@@ -100,6 +101,37 @@ class Output:
     def detail(self, text: str, level: int = 1) -> None:
         if self.verbose >= level:
             complain(f"ninep: {text}")
+
+
+def print_text(text: str, *, is_json: bool = False, fields: Mapping[str, object] | None = None) -> int:
+    """A text of the program itself, such as its help, as it is or as an object; 0.  Raises as Output does."""
+    output = Output(is_json=is_json)
+    output.write(json_line(fields or {"text": text}) if is_json else text.encode())
+    output.flush()
+    return 0
+
+
+def _lost(e: OSError) -> Exception:
+    """What a failed write to standard output is told as.  What is buffered is let go, or it would fail once more."""
+    drop_stdout()
+    if isinstance(e, BrokenPipeError):
+        return StdoutClosed()
+    return OSError(e.errno, "standard output is closed") if e.errno == errno.EBADF else e
+
+
+def occupy_standard() -> None:
+    """Put something on each standard descriptor that was closed (`>&-`): a connection that got its number would be
+    given what is printed.  On standard output it refuses every write, on the others it is empty."""
+    for fd, flags in ((0, os.O_RDWR), (1, os.O_RDONLY), (2, os.O_RDWR)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            null = os.open(os.devnull, flags)  # the lowest free number: `fd`
+            os.set_inheritable(null, True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # open as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
 
 
 def complain(text: str) -> None:
