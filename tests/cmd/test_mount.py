@@ -13,7 +13,9 @@ import pytest
 from programs import SECONDS_MAX, ninep, one_line, run
 from servers import is_mounted, program, serving, unmount, wait_until
 
+from ninep.cli.failure import from_error
 from ninep.edges.pyfuse3_engine import LIMITS
+from ninep.proto import errors as E
 
 pytestmark = [pytest.mark.feature("cli-mount"), pytest.mark.usefixtures("needs_fuse"), pytest.mark.timeout(60)]
 
@@ -115,6 +117,26 @@ def test_what_the_second_engine_cannot_do_is_told_to_who_wants_details(
     assert ninep("umount", str(point)).code == 0
 
 
+@pytest.mark.feature("pyfuse3-engine")
+@pytest.mark.parametrize("foreground", [(), ("--foreground",)])
+def test_a_second_engine_that_cannot_be_imported_says_how_to_get_it(
+    point: Path, env: dict[str, str], tmp_path: Path, foreground: tuple[str, ...]
+) -> None:
+    (tmp_path / "pyfuse3.py").write_text("raise ImportError('libfuse3.so.3: cannot open shared object file')\n")
+    env = {**env, "PYTHONPATH": str(tmp_path)}
+    ran = ninep("mount", "ram:", str(point), "--engine", "pyfuse3", *foreground, env=env)
+    assert ran.code == 1
+    line = one_line(ran.err)
+    assert line == f"ninep: mount: pyfuse3 cannot be imported: {point}: ENOTSUP: try pip install 'ninep[pyfuse3]'"
+    assert not is_mounted(str(point))
+
+
+def test_what_this_host_cannot_do_is_not_blamed_on_the_dialect() -> None:
+    told = from_error(E.Ehost("settime"), "/dev/time")
+    assert (told.what, told.errno_name, told.hint) == ("not supported on this host: settime", "ENOTSUP", "")
+    assert "dialect" in from_error(E.Eunsupported("symlink")).hint
+
+
 def test_read_only_is_read_only(point: Path, env: dict[str, str]) -> None:
     assert ninep("mount", "ram:", str(point), "-o", "ro", env=env).code == 0
     assert "Read-only" in shell(f"echo x >{point}/f").stderr
@@ -207,6 +229,9 @@ def test_umount_of_what_is_no_mount(tmp_path: Path) -> None:
     ran = ninep("umount", str(tmp_path))
     assert ran.code == 1
     assert "not a FUSE mount" in one_line(ran.err)
+    ran = ninep("umount", str(tmp_path / "nope"))
+    assert ran.code == 3
+    assert f"no such file or directory: {tmp_path}/nope: ENOENT" in one_line(ran.err)
 
 
 # -- mount(8)

@@ -82,6 +82,8 @@ def from_error(e: Exception, where: str = "", hint: str = "") -> Failure:
         text, about = e.text, e.about
         if about and about not in where and where not in about:
             text = f"{text}: {about}"
+        if isinstance(e, E.Ehost) and not hint:
+            return Failure(text[:TEXT_CHARS_MAX], where=where, errno_name=name)  # no dialect changes what a host can do
     elif isinstance(e, OSError):
         number = e.errno or _e.EIO
         name = _e.errorcode.get(number, f"errno {number}")

@@ -72,8 +72,13 @@ def mount(args: argparse.Namespace, output: Output) -> int:
     if plan.address is not None and options.allow_other:
         output.note("mount: allow_other: to the server, every local user is the one who mounts")
     if plan.engine == "pyfuse3":
-        from ninep.edges.pyfuse3_engine import LIMITS
+        from ninep.edges.pyfuse3_engine import LIMITS, check_installed
 
+        try:
+            check_installed()
+        except E.Ehost:
+            raise Failure("pyfuse3 cannot be imported", where=plan.directory, errno_name="ENOTSUP",
+                          hint="pip install 'ninep[pyfuse3]'") from None  # fmt: skip
         for limit in LIMITS:
             output.detail(f"mount: pyfuse3: {limit}")
     logs.start_logging(held.log.level, quiet=args.quiet, verbose=args.verbose)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from ninep.edges.fuse_mount import abort, can_mount, connection_of
 
-from .failure import FAILED, OK, Failure, tell
+from .failure import FAILED, OK, Failure, from_error, tell
 from .output import Output
 
 ASK_SECONDS_MAX = 5.0  # unmounting writes back what is dirty, so it may hang with its server
@@ -53,6 +53,11 @@ def _end(directory: str, *, lazy: bool, first_abort: bool) -> str:
     path = os.path.join(os.path.realpath(parent), name)
     connection = connection_of(path)
     if connection < 0:
+        # Only what is no mount of ours is touched, so a dead one cannot hang this.
+        try:
+            os.lstat(path)
+        except OSError as e:
+            raise from_error(e, directory, "'findmnt -t fuse.ninep'") from None
         raise Failure("not a FUSE mount", where=directory, errno_name="EINVAL", hint="'findmnt -t fuse.ninep'")
     last = ""
     if first_abort:
