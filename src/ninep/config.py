@@ -7,6 +7,7 @@ key; nothing is ignored, and nothing is half applied.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import stat as _s
@@ -95,11 +96,28 @@ def load(path: str) -> Config:
 
 
 def mistakes(path: str) -> list[ConfigError]:
-    """Everything that is wrong with the file at path, in the order of its lines.  Raises OSError as load does."""
+    """Everything that is wrong with the file at path, or `absent`, in the order of its lines.  Raises OSError as load
+    does."""
     try:
-        return _judge(_text(path), path)[1]
+        text = _text(path)
+        config, wrong = _judge(text, path)
     except ConfigError as e:
         return [e]
+    known = {e.key for e in wrong}
+    return _placed([*wrong, *((k, t) for k, t in absent(config) if k not in known)], text, path)
+
+
+def absent(config: Config) -> Iterator[tuple[str, str]]:
+    """(key, complaint) for each directory that is named and is not there: the file is right, and a daemon refuses it
+    all the same.  What may not be looked at is taken to be there.  Looks at the file system, so it may block."""
+    named = [(f"exports.{name}.dir", export.dir) for name, export in config.exports.items()]
+    for key, path in [*named, ("node.mount", config.node.mount)]:
+        try:
+            if path and not _s.S_ISDIR(os.stat(path, follow_symlinks=key != "node.mount").st_mode):
+                yield key, f"not a directory: {path}"
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                yield key, f"{e.strerror.lower()}: {path}"
 
 
 def parse(text: str, path: str = "config") -> Config:
@@ -138,8 +156,14 @@ def _judge(text: str, path: str) -> tuple[Config, list[ConfigError]]:
     wrong: list[tuple[str, str]] = []
     config = msgspec.convert(_sound(table, Config, "", wrong), Config)
     wrong += _senseless(config)
+    return config, _placed(wrong, text, path)
+
+
+def _placed(wrong: Iterable[ConfigError | tuple[str, str]], text: str, path: str) -> list[ConfigError]:
+    """The mistakes with their lines, in the order of these."""
     lines = dict(_lines(text))
-    return config, sorted((ConfigError(path, _line(lines, k), k, t) for k, t in wrong), key=lambda e: e.line)
+    told = (e if isinstance(e, ConfigError) else ConfigError(path, _line(lines, e[0]), *e) for e in wrong)
+    return sorted(told, key=lambda e: e.line)
 
 
 def _sound(table: dict[str, Any], kind: type[msgspec.Struct], where: str, wrong: list[tuple[str, str]]) -> Any:

@@ -41,7 +41,7 @@ def test_a_good_file_is_what_it_says() -> None:
     [
         ("[node]\n\nmuont = '/n9'\n", 3, "node.muont", "unknown key"),
         ("# x\n[nodes]\nmount = '/n9'\n", 2, "nodes", "unknown key"),
-        ("[exports.a]\ndir = '/a'\nrw = true\n", 3, "exports.a.rw", "unknown key"),
+        ("[exports.a]\ndir = '/'\nrw = true\n", 3, "exports.a.rw", "unknown key"),
         ("exports.a = {dir = '/a', rw = true}\n", 1, "", "unknown key"),
         ("[exports.a]\nro = true\n", 1, "", "missing: dir"),
         ("[node]\nmount = 7\n", 2, "node.mount", "expected"),
@@ -121,10 +121,41 @@ def test_what_is_no_table_and_no_list_is_told(text: str, said: str) -> None:
 
 def test_check_of_a_good_file_and_of_none(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    file.write_text(GOOD)
+    there = tmp_path / "there"
+    there.mkdir()
+    good = GOOD.replace("/srv/src", str(there)).replace("/n9", str(there))
+    file.write_text(good)
     assert ninep("config", "check", str(file)).out == f"{file}: ok\n"
     assert ninep("config", "check", str(tmp_path / "no")).code == 3
     assert ninep("config", "mend").code == 2
+
+
+def test_a_directory_that_is_not_there_fails_the_check_and_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    (tmp_path / "file").write_text("")
+    file.write_text(
+        f"[exports.a]\ndir = '{tmp_path}/no'\n[exports.b]\ndir = '{tmp_path}/file'\n[exports.c]\ndir = '{tmp_path}'\n"
+        f"[node]\nmount = '{tmp_path}/point'\n"
+    )
+    ran = ninep("config", "check", str(file))
+    assert ran.code == 1
+    wrong = [
+        f"{file}:2: exports.a.dir: no such file or directory: {tmp_path}/no",
+        f"{file}:4: exports.b.dir: not a directory: {tmp_path}/file",
+        f"{file}:8: node.mount: no such file or directory: {tmp_path}/point",
+    ]
+    assert ran.out.splitlines() == wrong
+    started = run("ninepd", "--no-node-socket", "--listen", f"9p+unix://{tmp_path}/s", "--state", f"{tmp_path}/state",
+                  "--config", str(file))  # fmt: skip
+    assert started.code == 78  # which the unit does not retry
+    assert one_line(started.err) == f"ninepd: {wrong[0]}: try 'ninep config check' until it is right"
+
+
+def test_an_export_of_the_file_that_is_refused_is_a_wrong_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[exports.a]\ndir = '/'\n")
+    words = ("ninepd", "--no-node-socket", "--listen", f"9p+unix://{tmp_path}/s", "--state", f"{tmp_path}/state")
+    assert run(*words, "--config", str(file)).code == 78
 
 
 def test_a_file_that_others_may_write_is_refused(tmp_path: Path) -> None:

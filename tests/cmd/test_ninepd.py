@@ -129,6 +129,7 @@ def test_sighup_reads_the_exports_again_and_a_broken_file_keeps_them(tmp_path: P
         assert ninep("cat", f"{server.url}//f?aname=two").out == "text"
         assert ninep("ls", f"{server.url}?aname=one").code == 3
         hang_up("[exports.two]\ndirr = '/'\n", "exports.two.dirr: unknown key")
+        wait_until(lambda: "exports.two: missing: dir" in server.stderr(), "the other mistake")
         assert names() == "two\n"
         hang_up("[exports.x]\ndir = '/no/such/dir'\n", "exports stay as they were")
         assert names() == "two\n"

@@ -16,7 +16,7 @@ from ninep.namespace.namespace import Namespace
 from ninep.node import Node
 
 from . import logs
-from .failure import OK, Failure, UsageError
+from .failure import OK, REFUSED, Failure, Refusal, UsageError
 from .listeners import STDIO, check_native, keep_stdio, open_all, rules, urls_of
 from .mount import Plan, _check, serve_mount
 from .mountopts import Options
@@ -24,7 +24,7 @@ from .output import Output
 from .places import node_socket, state_dir
 from .serve import reload_log
 from .service import Service
-from .settings import pick, read_config
+from .settings import CHECK_HINT, pick, read_config, wrong_of
 from .state import State
 from .steady import settle_in
 from .trees import HostSpec, host_spec, host_tree, kernel_tree
@@ -36,6 +36,8 @@ def ninepd(args: argparse.Namespace, output: Output) -> int:
     """Run the node until it is ended."""
     held, path = read_config(args.config)
     logs.start_logging(held.log.level, quiet=args.quiet, verbose=args.verbose)
+    if path and (wrong := wrong_of(path)):
+        raise Refusal(wrong[0], CHECK_HINT)
     held_rules = rules(args, held.listen)
     urls = urls_of(args, held.listen)
     if held.node.socket and not args.no_node_socket:
@@ -50,7 +52,12 @@ def ninepd(args: argparse.Namespace, output: Output) -> int:
     state.lock()
     node = Node(held.limits)
     tree = NodeTree(node, state.qid_key, held.limits)
-    tree.set_exports(exports)
+    try:
+        tree.set_exports(exports)
+    except Failure as e:
+        if e.where in {export.dir for export in held.exports.values()}:
+            e.code = REFUSED  # the file asked for it: starting again as it is would not help
+        raise
     mountpoint = pick(args.mount, "NINEP_MOUNT", held.node.mount, "")
     plan = _plan(mountpoint, directory, held) if mountpoint else None
     stdio = keep_stdio() if set(urls) & set(STDIO) else None

@@ -17,10 +17,12 @@ from .listeners import STDIO, Opened, Rules, check_native, keep_stdio, open_all,
 from .output import Output
 from .places import state_dir
 from .service import Service
-from .settings import read_config
+from .settings import read_config, wrong_of
 from .state import State
 from .steady import settle_in
 from .trees import tree_of
+
+MISTAKES_LOGGED_MAX = 20  # of one configuration file at one SIGHUP
 
 
 def serve(args: argparse.Namespace, output: Output) -> int:
@@ -72,10 +74,12 @@ def reload_log(args: argparse.Namespace, path: str) -> Config | None:
     """SIGHUP: read the configuration again; a broken one keeps the old one, and is told."""
     import logging
 
+    where = args.config or path or None
     try:
-        held, _ = read_config(args.config or path or None)
+        held, _ = read_config(where)
     except Failure as e:
-        logging.getLogger(__name__).error("configuration not read again, the old one stays: %s: %s", e.what, e.where)
+        for told in wrong_of(where)[:MISTAKES_LOGGED_MAX] or [f"{e.what}: {e.where}"]:
+            logging.getLogger(__name__).error("configuration not read again, the old one stays: %s", told)
         return None
     logs.set_level(held.log.level, quiet=args.quiet, verbose=args.verbose)
     logging.getLogger(__name__).info("configuration read again")

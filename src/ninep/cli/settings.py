@@ -23,8 +23,7 @@ def read_config(path: str | None) -> tuple[Config, str]:
 
     Raises Failure with code 78.
     """
-    named = path or os.environ.get("NINEP_CONFIG")
-    where = named or config_file()
+    where, named = _where(path)
     try:
         return load(where), where
     except ConfigError as e:
@@ -38,6 +37,20 @@ def read_config(path: str | None) -> tuple[Config, str]:
         if not named and isinstance(e, PermissionError | NotADirectoryError):
             return Config(), ""
         raise Failure(f"configuration: {(e.strerror or '').lower()}", where=where, code=REFUSED) from None
+
+
+def _where(path: str | None) -> tuple[str, bool]:
+    """(the file that is read, whether somebody named it)."""
+    named = path or os.environ.get("NINEP_CONFIG")
+    return named or config_file(), bool(named)
+
+
+def wrong_of(path: str | None) -> list[str]:
+    """Every mistake of the file, as `config check` tells it; none where it cannot be read."""
+    try:
+        return [str(e) for e in mistakes(_where(path)[0])]
+    except OSError:
+        return []
 
 
 def pick(flag: str | None, variable: str, from_file: str, default: str, env: Mapping[str, str] = os.environ) -> str:
