@@ -11,6 +11,7 @@ import pytest
 from programs import ninep, one_line
 from servers import program, serving, start, wait_until
 
+from ninep.cli import output
 from ninep.cli.copy import Progress, human
 from ninep.cli.output import Output, escaped
 
@@ -33,6 +34,12 @@ def test_sec_75_every_character_that_steers_is_escaped_and_no_other() -> None:
     for text in ("plain", "é", "日本", "a b", "ü\u0301"):
         assert escaped(text) == text
     assert escaped("\udcff") == "\\xff"
+
+
+@pytest.mark.sec(75)
+def test_without_the_list_of_characters_that_steer_they_reach_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "is_control", lambda char: False)
+    assert escaped("a\x1b]0;owned\x07b") == "a\x1b]0;owned\x07b"
 
 
 @pytest.mark.feature("edge-exec")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 
 import pytest
 from raw9p import RawClient, Refused, Serving, serving
@@ -217,6 +218,17 @@ async def test_an_aname_is_matched_exactly() -> None:
             with pytest.raises(Refused) as refused:
                 await c.attach(4, aname=aname)
             assert refused.value.errno == 2
+
+
+@pytest.mark.sec(25)
+async def test_without_the_exact_match_other_spellings_select_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = Namespace.attach
+    monkeypatch.setattr(Namespace, "attach", lambda space, call, aname: exact(space, call, posixpath.normpath(aname)))
+    tree, other = ram.tree(), ram.tree()
+    async with serving(Namespace(tree, anames={"other": other, "/srv/x": other})) as server:
+        c = await server.client(attach=False)
+        for fid, aname in enumerate(("other/", "./other", "x/../other", "/srv//x")):
+            assert (await c.attach(fid, aname=aname)).qid == other.qid
 
 
 @pytest.mark.conformance(51)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,11 +23,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ninep.answer import settle
-from ninep.file import Call, File
+from ninep.file import HASHED_PATH, Call, File
 from ninep.principal import local_principal
 from ninep.proto import errors as E
 from ninep.proto.types import F_UNLCK, NOW, OFFSET_MAX, ORDWR, OREAD, OTRUNC, OWRITE, Change, Lock
-from ninep.servers import host, host_dir, host_sys, host_tree
+from ninep.servers import host, host_dir, host_node, host_place, host_sys, host_tree
+from ninep.servers.host_cache import Held
 from ninep.servers.host_dir import HostDir
 
 CALL = Call(local_principal(os.getuid(), os.getgid(), frozenset(os.getgroups()), "tester", "local"))
@@ -300,6 +302,34 @@ async def test_only_the_exact_aname_is_attached(tmp_path: Path, aname: str) -> N
     assert await settle(root.attach(CALL, "")) is root
 
 
+@pytest.mark.sec(25)
+async def test_without_the_exact_match_an_aname_leads_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def joined(root: HostDir, call: Call, aname: str) -> HostDir:
+        return host.tree(os.path.join(os.readlink(f"/proc/self/fd/{root.export.root.fd}"), aname))
+
+    with arena(str(tmp_path)) as (export, _outside):
+        root = host.tree(export)
+        monkeypatch.setattr(HostDir, "attach", joined)
+        led_out = await settle(root.attach(CALL, "../outside"))
+        assert await reads_outside(await settle(led_out.walk(CALL, "f")))
+
+
+@pytest.mark.sec(26)
+async def test_without_the_refusal_of_symlinks_a_walk_through_one_leads_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_sys, "have_openat2", lambda: False)
+    with arena(str(tmp_path)) as (export, _outside):
+        root = host.tree(export)
+        monkeypatch.setattr(host_sys, "PATH_FLAGS", host_sys.PATH_FLAGS & ~os.O_NOFOLLOW)
+        target = await settle(root.walk(CALL, "dirlink"))
+        assert isinstance(target, HostDir)
+        with pytest.raises(E.Estale):  # the second guard: what is not inside is not opened
+            await settle(target.walk(CALL, "f"))
+        monkeypatch.setattr(host_tree.Export, "inside", lambda self, fd: None)
+        assert await reads_outside(await settle(target.walk(CALL, "f")))
+
+
 @pytest.mark.sec(26)
 @pytest.mark.hostile(42, 48)
 async def test_symlinks_are_text_and_no_way_through(tmp_path: Path) -> None:
@@ -451,9 +481,33 @@ async def test_an_unlinked_directory_takes_nothing_and_finds_nothing(tmp_path: P
             await settle(operation())  # type: ignore[arg-type]  # four kinds of answer
 
 
+@pytest.mark.sec(30)
+async def test_without_the_identity_check_a_removed_directory_becomes_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trusting(place: host_place.Place) -> Held:
+        return place._descend(place.export.root, place._names(lambda node: node.parent is None))
+
+    (tmp_path / "d").mkdir()
+    root = host.tree(tmp_path)
+    d = await settle(root.walk(CALL, "d"))
+    assert isinstance(d, HostDir)
+    os.rename(tmp_path / "d", tmp_path / "aside")  # else its inode number may come back at once
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/f").write_text("outside")
+    while root.export.warm.shrink():
+        pass
+    with pytest.raises(E.Estale):
+        await settle(d.walk(CALL, "f"))
+    monkeypatch.setattr(host_place.Place, "_walk_again", trusting)
+    assert await reads_outside(await settle(d.walk(CALL, "f")))
+
+
 @pytest.mark.sec(31)
 async def test_a_hard_link_to_an_outside_file_is_what_the_kernel_lets_the_server_open(tmp_path: Path) -> None:
-    """Made by a local user who may: an export cannot know of the other name, so the kernel's permission decides."""
+    """Made by a local user who may: an export cannot know of the other name, so the kernel's permission decides.
+
+    No control: there is no guard of ours that could be removed."""
     with arena(str(tmp_path)) as (export, outside):
         os.link(outside / "f", export / "hard")
         root = host.tree(export)
@@ -475,6 +529,27 @@ async def test_links_and_renames_stay_in_their_export(tmp_path: Path) -> None:
             await settle(there.rename(CALL, "f", here, "x", 0))
         with pytest.raises(E.Estale):
             await settle(here.remove(CALL, "file", None, foreign))
+
+
+@pytest.mark.sec(32, 33)
+async def test_without_the_check_of_exports_a_link_and_a_rename_reach_the_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(to: HostDir, call: Call, name: str, file: host_node.Node) -> object:
+        return to.export.change(call, to._link, os.fsencode(name), file)
+
+    def rename(old: HostDir, call: Call, name: str, to: HostDir, to_name: str, flags: int) -> object:
+        return old.export.change(call, old._rename, os.fsencode(name), to, os.fsencode(to_name), flags)
+
+    with arena(str(tmp_path)) as (export, outside):
+        here, there = host.tree(export), host.tree(outside)
+        foreign = await settle(there.walk(CALL, "f"))
+        monkeypatch.setattr(HostDir, "link", link)
+        monkeypatch.setattr(HostDir, "rename", rename)
+        await settle(here.link(CALL, "x", foreign))
+        assert (export / "x").read_text() == "outside"
+        await settle(here.rename(CALL, "file", there, "moved", 0))
+        assert (outside / "moved").read_text() == "inside"
 
 
 @contextlib.contextmanager
@@ -550,6 +625,18 @@ async def test_no_device_is_ever_made(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["f"]
 
 
+@pytest.mark.sec(35)
+async def test_without_the_check_of_kinds_a_device_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs_root: None
+) -> None:
+    def mknod(d: HostDir, call: Call, name: str, st_mode: int, rdev: int) -> object:
+        return d.export.change(call, d._mknod, os.fsencode(name), name, _s.S_IFMT(st_mode), st_mode, rdev)
+
+    monkeypatch.setattr(HostDir, "mknod", mknod)
+    await settle(host.tree(tmp_path).mknod(CALL, "x", _s.S_IFCHR | 0o666, os.makedev(1, 3)))
+    assert os.lstat(tmp_path / "x").st_rdev == os.makedev(1, 3)
+
+
 @pytest.mark.sec(39)
 async def test_attributes_outside_user_are_refused_and_the_rest_is_bounded(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
@@ -578,6 +665,18 @@ async def test_attributes_outside_user_are_refused_and_the_rest_is_bounded(tmp_p
         if os.geteuid() == 0:
             os.setxattr(f"{memory}/f", "trusted.hidden", b"x")
             assert len(await settle(f.listxattr(CALL))) == 64
+
+
+@pytest.mark.sec(39)
+async def test_without_the_rule_of_names_a_privileged_attribute_is_set(
+    monkeypatch: pytest.MonkeyPatch, needs_root: None
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        (Path(memory) / "f").touch()
+        f = await settle(host.tree(memory).walk(CALL, "f"))
+        monkeypatch.setattr(host_node.Node, "_check_xattr", lambda self, name: None)
+        await settle(f.setxattr(CALL, "trusted.x", b"planted", 0))
+        assert os.getxattr(f"{memory}/f", "trusted.x") == b"planted"
 
 
 @pytest.mark.sec(40)
@@ -626,6 +725,14 @@ async def test_qids_tell_nothing_of_inodes(tmp_path: Path) -> None:
         paths.append(path)
     ones = sum(bin(a ^ b).count("1") for a, b in itertools.pairwise(paths)) / 63
     assert 24 < ones < 40  # neighbours differ in half of their bits
+
+
+@pytest.mark.sec(43)
+async def test_without_the_keyed_hash_a_qid_tells_the_inode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "f").touch()
+    monkeypatch.setattr(host_tree.Export, "qid_path", lambda self, identity: identity[1] | HASHED_PATH)
+    path = (await settle(host.tree(tmp_path).walk(CALL, "f"))).qid.path
+    assert path & (1 << 62) - 1 == os.stat(tmp_path / "f").st_ino
 
 
 @pytest.mark.sec(44)
@@ -698,6 +805,17 @@ async def test_twins_in_case_or_unicode_form_are_two_files_and_no_name_is_magic(
     assert len(seen) == len(names)
 
 
+@pytest.mark.sec(49)
+async def test_without_names_as_they_are_twins_are_mixed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a server that normalises what it is asked for."""
+    for name in ("name", "NAME", "caf\u00e9", "cafe\u0301"):
+        (tmp_path / name).write_text(name)
+    root = host.tree(tmp_path)
+    monkeypatch.setattr(host_dir, "check_name", lambda name: unicodedata.normalize("NFC", name.casefold()).encode())
+    for one, other in (("name", "NAME"), ("caf\u00e9", "cafe\u0301")):
+        assert (await settle(root.walk(CALL, one))).qid.path == (await settle(root.walk(CALL, other))).qid.path
+
+
 @pytest.mark.sec(50)
 async def test_what_the_export_path_means_later_is_of_no_importance(tmp_path: Path) -> None:
     with arena(str(tmp_path)) as (export, outside):
@@ -713,3 +831,14 @@ async def test_what_the_export_path_means_later_is_of_no_importance(tmp_path: Pa
         assert (export.parent / "moved/dir/made").is_dir()
         with pytest.raises(E.Enonexist):
             await settle(root.walk(CALL, "sub"))
+
+
+@pytest.mark.sec(50)
+async def test_without_the_descriptor_of_the_root_its_successor_is_served(tmp_path: Path) -> None:
+    """The control: a server that looks its path up again."""
+    with arena(str(tmp_path)) as (export, outside):
+        root = host.tree(export)
+        os.rename(export, export.parent / "moved")
+        export.symlink_to(outside)
+        root.held = root.export.root = Held(os.open(export, os.O_PATH))
+        assert await reads_outside(await settle(root.walk(CALL, "f")))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import stat as _s
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -213,6 +217,24 @@ def test_a_larger_msize_than_offered_or_a_strange_version_is_refused() -> None:
                 connected(fake)
 
 
+@pytest.mark.sec(72)
+def test_without_the_check_of_tags_a_reply_to_nothing_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    take = client_core.Core._take
+
+    def trusting(core: client_core.Core, view: memoryview, at: int, end: int, done: list[Any]) -> None:
+        frame = bytearray(view[at:end])
+        if int.from_bytes(frame[5:7], "little") not in core._pending:
+            reads = (tag for tag, pending in core._pending.items() if type(pending.request) is M.Tread)
+            frame[5:7] = next(reads).to_bytes(2, "little")
+        take(core, memoryview(frame), 0, len(frame), done)
+
+    monkeypatch.setattr(client_core.Core, "_take", trusting)
+    with Fake() as fake:
+        fake.on[M.Tread] = lambda tag, t: frame(117, tag ^ 0x700, _u32(5) + b"wrong") if t.offset == 0 else M.Rread(b"")
+        with connected(fake) as client:
+            assert client.read("a") == b"wrong"
+
+
 # -- SEC-63
 
 
@@ -234,6 +256,22 @@ async def test_a_file_that_turns_into_a_directory_is_stale() -> None:
             fake.on[L.Tgetattr] = lambda tag, t: fake.getattr("a", mode=_s.S_IFDIR | 0o755)
             with pytest.raises(E.Eio):
                 await settle(file.stat(CALL))
+            client.close()
+
+
+@pytest.mark.sec(63)
+async def test_without_the_check_of_kinds_a_file_turns_into_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "same_kind", lambda was, now: now)
+    with Fake({"a": b"x"}) as fake:
+        async with trio.open_nursery() as nursery:
+            client = await trio_client(nursery, fake)
+            file = await settle(client.root.walk(CALL, "a"))
+            fake.on[L.Tgetattr] = lambda tag, t: msgspec.structs.replace(
+                fake.getattr("a", mode=_s.S_IFDIR | 0o755), qid=Qid(QTDIR, 0, 100)
+            )
+            st = await settle(file.stat(CALL))
+            assert _s.S_ISDIR(st.st_mode)
+            assert not st.qid.type & QTDIR
             client.close()
 
 
@@ -345,6 +383,25 @@ async def test_under_trio_a_hung_request_fails_and_a_hung_flush_ends_the_session
 
 
 @pytest.mark.sec(65)
+async def test_without_the_deadline_a_hung_request_is_waited_for() -> None:
+    for seconds, error in ((QUICK.reply_seconds_max, E.Etimedout), (1e6, None)):
+        with Fake() as fake:
+            async with trio.open_nursery() as nursery:
+                limits = msgspec.structs.replace(QUICK, reply_seconds_max=seconds)
+                client = await trio_client(nursery, fake, limits)
+                file = await settle(client.root.walk(CALL, "a"))
+                fake.on[L.Tgetattr] = lambda tag, t: None
+                ended: type[E.FileError] | None = None
+                with trio.move_on_after(10 if error else 4 * QUICK.reply_seconds_max) as scope:
+                    try:
+                        await settle(file.stat(CALL))
+                    except E.FileError as e:
+                        ended = type(e)
+                assert (ended, scope.cancelled_caught) == (error, error is None)
+                client.close()
+
+
+@pytest.mark.sec(65)
 async def test_a_server_that_hangs_up_fails_everything_at_once() -> None:
     with Fake() as fake:
         async with trio.open_nursery() as nursery:
@@ -396,6 +453,35 @@ def test_numbers_that_linux_cannot_hold_are_clamped() -> None:
     assert st.nlink <= 0xFFFFFFFF
 
 
+@pytest.mark.sec(73, 74)
+def test_without_the_clamps_a_program_trips_over_sizes_and_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = (1 << 64) - 1
+    (tmp_path / "f").touch()
+    for clamped in (True, False):
+        if not clamped:
+            monkeypatch.setattr(checks, "OFFSET_MAX", huge)
+            monkeypatch.setattr(checks, "_ns", lambda seconds, ns: seconds * 10**9 + ns)
+        with Fake() as fake:
+            fake.on[L.Tgetattr] = lambda tag, t: fake.getattr(
+                "a", valid=L.GETATTR_ALL, size=huge, atime_sec=huge, mtime_sec=huge
+            )
+            with connected(fake) as client:
+                st = client.stat("a")
+        uses: list[Callable[[], None]] = [
+            functools.partial(os.utime, tmp_path / "f", ns=(st.atime_ns, st.mtime_ns)),
+            functools.partial(os.truncate, tmp_path / "f", st.size),
+        ]
+        for use in uses:
+            if clamped:
+                with contextlib.suppress(OSError):  # past what the file system holds: an ordinary refusal
+                    use()
+            else:
+                with pytest.raises(OverflowError):
+                    use()
+
+
 @pytest.mark.sec(73)
 def test_a_lie_about_the_size_makes_no_spin_and_no_hole() -> None:
     content = b"x" * 10_000
@@ -429,12 +515,25 @@ def test_error_text_is_data() -> None:
     assert len(caught.value.ename.encode()) <= E.ENAME_BYTES_MAX
 
 
+@pytest.mark.sec(76)
+def test_without_care_for_error_text_it_is_a_format_and_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: text that is used as a format tells of our objects, and text that is not cut goes out whole."""
+    monkeypatch.setattr(E.FileError, "__str__", lambda self: f"{self.text}: {self.about}".format(self))
+    monkeypatch.setattr(E, "ENAME_BYTES_MAX", 1 << 20)
+    with Fake(dialect="9P2000") as fake:
+        fake.on[M.Twalk] = lambda tag, t: M.Rerror("{0.__class__} " + "x" * 5000)
+        with connected(fake) as client, pytest.raises(E.Eio) as caught:
+            client.stat("a")
+    assert "ninep.proto.errors.Eio" in str(caught.value)
+    assert len(caught.value.ename.encode()) > 126
+
+
 @pytest.mark.sec(62)
 def test_an_errno_out_of_range_is_Eproto() -> None:
-    for errno in (0, 4096, 0xFFFFFFFF):
+    for number in (0, 4096, 0xFFFFFFFF):
         with Fake() as fake:
             with connected(fake) as client:
-                fake.on[M.Twalk] = lambda tag, t, errno=errno: L.Rlerror(errno)
+                fake.on[M.Twalk] = lambda tag, t, number=number: L.Rlerror(number)
                 with pytest.raises(E.Eproto):
                     client.stat("a")
 
