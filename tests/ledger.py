@@ -12,6 +12,7 @@ import ast
 import contextlib
 import io
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -127,6 +128,48 @@ def marks_in(tree: ast.AST) -> Iterator[tuple[str, tuple[Any, ...]]]:
         match call:
             case ast.Call(func=ast.Attribute(attr=kind), args=args) if kind in KINDS:
                 yield kind, tuple(arg.value for arg in args if isinstance(arg, ast.Constant))
+
+
+# --- controls
+
+
+def span(first: int, last: int) -> range:
+    """Both ends included."""
+    return range(first, last + 1)
+
+
+# The abuse cases whose tests must show the attack as well: a test that no attack could fail proves nothing.
+CONTROLLED = (*span(21, 45), *span(49, 57), *span(59, 65), *span(70, 76), 79, *span(94, 97), 100, 101, 104, 107, 138,
+              *span(140, 142))  # fmt: skip
+# In a docstring or a comment; "No control: ..." in a docstring says why there is none.
+CONTROL = re.compile(r"\bcontrol\b(?! char)", re.IGNORECASE)
+CONTROL_COMMENT = re.compile(r"#.*\b(the|negative) control\b", re.IGNORECASE)
+
+
+def is_control(name: str, docstring: str, text: str) -> bool:
+    """Whether a test shows an attack with its guard removed, or says why nothing can be removed."""
+    if name.startswith("test_without") or "control" in name:
+        return True
+    return bool(CONTROL.search(docstring) or CONTROL_COMMENT.search(text))
+
+
+def uncontrolled(root: Path) -> list[int]:
+    """The cases of CONTROLLED without a control.  The tests are read, not imported: it takes no time."""
+    shown: set[object] = set()
+    for path in sorted((root / "tests").rglob("test_*.py")):
+        text = path.read_text()
+        module = ast.parse(text)
+        lines = text.splitlines()
+        of_all = [
+            s.value for s in module.body if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "pytestmark"
+        ]
+        for test in ast.walk(module):
+            if isinstance(test, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = "\n".join(lines[test.lineno - 1 : test.end_lineno])
+                if is_control(test.name, ast.get_docstring(test) or "", body):
+                    marks = (mark for place in (*of_all, *test.decorator_list) for mark in marks_in(place))
+                    shown.update(number for kind, args in marks if kind == "sec" for number in args)
+    return [number for number in CONTROLLED if number not in shown]
 
 
 # --- writing

@@ -38,6 +38,31 @@ def test_every_numbered_claim_has_a_test() -> None:
     assert done.returncode == 0, "\n" + done.stdout + done.stderr
 
 
+def test_every_abuse_case_has_a_negative_control() -> None:
+    missing = ledger.uncontrolled(ledger.ROOT)
+    assert not missing, "no test_without_..., and none that names its control: " + ", ".join(
+        f"SEC-{n}" for n in missing
+    )
+
+
+def test_what_counts_as_a_control(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_x.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.sec(21)\ndef test_without_a_guard(): pass\n"
+        '@pytest.mark.sec(22)\ndef test_b():\n    """The control: it works."""\n'
+        '@pytest.mark.sec(23)\nasync def test_c():\n    """No control: it is the kernel that refuses."""\n'
+        '@pytest.mark.sec(24)\ndef test_d():\n    """Of control characters."""\n'
+        "@pytest.mark.sec(25)\ndef test_e():\n    pass  # the control\n"
+        "@pytest.mark.sec(26)\ndef test_f():\n    pass  # in control\n"
+    )
+    (tmp_path / "tests/test_y.py").write_text(
+        "import pytest\npytestmark = pytest.mark.sec(27)\ndef test_with_its_control(): pass\n"
+    )
+    shown = {21, 22, 23, 25, 27}
+    assert ledger.uncontrolled(tmp_path) == [number for number in ledger.CONTROLLED if number not in shown]
+
+
 def test_features_are_read_at_run_time() -> None:
     rows = features()
     groups = ledger.Rows.read(ledger.ROOT).groups

@@ -12,6 +12,7 @@ from ninep.proto import messages as m
 from ninep.proto.types import NOFID, NOTAG, ORCLOSE
 from ninep.proto.version import P2000
 from ninep.servers import ram
+from ninep.session import Session
 
 
 @pytest.mark.conformance(16)
@@ -108,6 +109,25 @@ async def test_a_version_in_mid_session_ends_reads_locks_and_fids_without_a_repl
             await c.rpc(m.Tstat(1))
         await other.walk(0, 1, "ram", "locked")
         await other.open(1, 2)
+        assert (await other.rpc(l.Tlock(1, 1, 0, 0, 0, 8, "other"))).status == 0
+
+
+@pytest.mark.sec(52)
+async def test_without_the_reset_a_version_leaves_locks_and_fids_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(ram.tree()) as server:
+        c, other = await server.client(), await server.client()
+        await c.file(1, "locked", b"x")
+        assert (await c.rpc(l.Tlock(1, 1, 0, 0, 0, 7, "me"))).status == 0
+        await other.walk(0, 1, "locked")
+        await other.open(1, 2)
+        with monkeypatch.context() as unguarded:
+            unguarded.setattr(Session, "reset", lambda session: None)
+            await c.version()
+        assert (await c.rpc(l.Tgetattr(1, l.GETATTR_BASIC))).size == 1  # a fid of the session before
+        assert (await other.rpc(l.Tlock(1, 1, 0, 0, 0, 8, "other"))).status == 1
+        await c.version()
+        with pytest.raises(Refused):
+            await c.rpc(l.Tgetattr(1, l.GETATTR_BASIC))
         assert (await other.rpc(l.Tlock(1, 1, 0, 0, 0, 8, "other"))).status == 0
 
 

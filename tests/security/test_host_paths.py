@@ -292,6 +292,26 @@ async def test_without_the_check_names_lead_out(tmp_path: Path, monkeypatch: pyt
     assert (await settle(up.stat(CALL))).qid.path != root.qid.path
 
 
+@pytest.mark.sec(24)
+async def test_without_the_check_a_trailing_slash_follows_a_symlink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O_NOFOLLOW alone does not help: a slash after the name asks for what the link leads to."""
+    monkeypatch.setattr(host_dir, "check_name", os.fsencode)
+    monkeypatch.setattr(host_sys, "have_openat2", lambda: False)
+    monkeypatch.setattr(
+        host_tree.Export, "beneath", lambda self, fd, path: Held(os.open(path, host_sys.PATH_FLAGS, dir_fd=fd))
+    )
+    monkeypatch.setattr(host_tree.Export, "inside", lambda self, fd: None)
+    with arena(str(tmp_path)) as (export, _outside):
+        root = host.tree(export)
+        assert not isinstance(await settle(root.walk(CALL, "dirlink")), HostDir)
+        for name in ("dirlink/", "dirlink/."):
+            target = await settle(root.walk(CALL, name))
+            assert isinstance(target, HostDir)
+            assert await reads_outside(await settle(target.walk(CALL, "f")))
+
+
 @pytest.mark.sec(25)
 @pytest.mark.parametrize("aname", ["../x", "/etc", "//", "./", "sub", "/sub", "ｅxport", " ", "\0"])
 async def test_only_the_exact_aname_is_attached(tmp_path: Path, aname: str) -> None:
@@ -438,6 +458,7 @@ def bound(source: Path, target: Path) -> Iterator[None]:
 async def test_mounts_inside_an_export_are_not_entered_unless_asked(
     tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch, needs_root: None
 ) -> None:
+    """The control is the option that takes the guard away: with cross_mounts the other file system is served."""
     if way == "steps":
         monkeypatch.setattr(host_sys, "have_openat2", lambda: False)
     with arena(str(tmp_path)) as (export, outside):

@@ -219,6 +219,7 @@ async def test_a_change_of_content_takes_the_set_id_bits_away(tmp_path: Path, wa
 async def test_a_server_with_all_capabilities_must_take_the_bits_away_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs_root: None
 ) -> None:
+    """The control: a server that leaves it to the kernel, which spares whoever has CAP_FSETID, keeps the bits."""
     (tmp_path / "f").write_text("content")
     os.chmod(tmp_path / "f", 0o6755)
     root = host.tree(tmp_path)
