@@ -293,6 +293,7 @@ class Link:
         self.sock = sock
         self.fds = fds
         self.process = process
+        self._program = process  # also after close: how it ended is worth telling
 
     def close(self) -> None:
         """Idempotent.  Blocks only for a program that does not end when its stdin does."""
@@ -313,7 +314,7 @@ class Link:
 
         Blocks until the program has ended, at most DIAL_ENDS_SECONDS.
         """
-        process = self.process
+        process = self._program
         if process is None:
             return error
         import subprocess
