@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import struct
 import time
+from pathlib import Path
 
 import pytest
 import trio.testing
@@ -230,6 +232,46 @@ async def test_a_flush_storm_keeps_nothing_and_leaves_others_served() -> None:
         assert server.node.live["requests"] == 0
         assert server.node.live["fids"] == 2
         slow.gate.set()
+
+
+async def bytes_received(c: RawClient, count: int) -> bytes:
+    """So many bytes of replies, not decoded: a million messages would measure this client."""
+    buffer = bytearray()
+    scratch = memoryview(bytearray(65_536))
+    with trio.fail_after(20):
+        while len(buffer) < count:
+            await c.wire.wait_readable()
+            if n := c.wire.recv_into(scratch):
+                buffer += scratch[:n]
+            assert n != 0, "hung up"
+    return bytes(buffer)
+
+
+@pytest.mark.hostile(21)
+@pytest.mark.sec(95)
+@pytest.mark.slow
+async def test_a_million_flushes_of_unknown_tags_cost_the_same_each_and_leave_nothing() -> None:
+    together, rounds = 1_000, 1_000
+    asked = b"".join(struct.pack("<IBHH", 9, m.Tflush.number, tag, 30_000 + tag) for tag in range(together))
+    answered = b"".join(struct.pack("<IBH", 7, m.Rflush.number, tag) for tag in range(together))
+    async with serving(ram.tree()) as server:
+        c, other = await server.client(), await server.client()
+        quarters: list[float] = []
+        resident: list[int] = []
+        for _ in range(4):
+            start = time.process_time()
+            for i in range(rounds // 4):
+                c.send_bytes(asked)
+                assert await bytes_received(c, len(answered)) == answered
+                if i % 50 == 0:
+                    assert (await other.rpc(l.Tgetattr(0, 1))).valid == 1
+                    assert server.node.live["requests"] == 0
+            quarters.append(time.process_time() - start)
+            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+        print(f"CPU seconds {[round(q, 2) for q in quarters]}, resident MiB {[r >> 20 for r in resident]}")
+        assert quarters[3] < 3 * quarters[0] + 1  # linear: what came before makes none dearer
+        assert resident[3] - resident[0] < 8 << 20
+        assert server.node.live["fids"] == 2
 
 
 @pytest.mark.sec(95)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 from asks import refuses
@@ -20,6 +21,10 @@ from ninep.proto.types import NOFID, QTDIR, QTSYMLINK, Qid
 from ninep.servers import ram
 
 DIALECTS = ("9P2000", "9P2000.u", "9P2000.L")
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 async def tree_of(c: RawClient) -> None:
@@ -299,11 +304,34 @@ async def test_walk_clunk_and_version_churn_leaves_nothing() -> None:
             for _ in range(98):
                 await c.recv()
         assert server.node.live["fids"] == 1
-        for _ in range(500):
+        before = resident_bytes()
+        for _ in range(2000):
             await c.walk(0, 1)
             await c.version()
             await c.attach()
         assert server.node.live["fids"] == 1
+        assert resident_bytes() - before < 4 << 20
+
+
+@pytest.mark.hostile(50)
+@pytest.mark.slow
+async def test_a_million_steps_up_and_down_leave_nothing_and_others_are_answered_meanwhile() -> None:
+    steps, together = 16, 50
+    async with serving(ram.tree()) as server:
+        c, other = await server.client(), await server.client()
+        await tree_of(c)
+        walk = m.Twalk(0, 1, ("a", "..") * (steps // 2))
+        batch = [pair for tag in range(0, 2 * together, 2) for pair in ((tag, walk), (tag + 1, m.Tclunk(1)))]
+        before = resident_bytes()
+        for _ in range(1_000_000 // (steps * together)):
+            c.send_all(*batch)
+            assert (await other.rpc(l.Tgetattr(0, 1))).valid == 1  # before the walks' replies are taken
+            for tag in range(2 * together):
+                got, reply = await c.recv()
+                assert got == tag
+                assert len(reply.wqid) == steps if isinstance(reply, m.Rwalk) else isinstance(reply, m.Rclunk)
+        assert server.node.live["fids"] == 2
+        assert resident_bytes() - before < 8 << 20
 
 
 @pytest.mark.sec(96)
