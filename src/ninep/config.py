@@ -117,7 +117,7 @@ def absent(config: Config) -> Iterator[tuple[str, str]]:
                 yield key, f"not a directory: {path}"
         except OSError as e:
             if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                yield key, f"{e.strerror.lower()}: {path}"
+                yield key, f"{os.strerror(e.errno).lower()}: {path}"
 
 
 def parse(text: str, path: str = "config") -> Config:
