@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ninep.file import Call, Dir
 from ninep.limits import Limits
 from ninep.namespace.namespace import Namespace
 from ninep.node import Node
+from ninep.observe import Events
 from ninep.proto import dotl as l
 from ninep.proto import errors as E
 from ninep.proto import messages as m
@@ -289,11 +291,16 @@ async def test_fids_past_the_limit_are_refused_and_other_sessions_live() -> None
         await third.walk(0, 1)
 
 
+def node_with_a_full_ring() -> Node:
+    """One whose ring of events is small and soon full: it fills once in any case, and is not what a client leaves."""
+    return Node(events=Events(time.monotonic_ns, slots=256))
+
+
 @pytest.mark.hostile(37, 50)
 @pytest.mark.sec(96)
 @pytest.mark.slow
 async def test_walk_clunk_and_version_churn_leaves_nothing() -> None:
-    async with serving(ram.tree()) as server:
+    async with serving(ram.tree(), node=node_with_a_full_ring()) as server:
         c = await server.client()
         await tree_of(c)
         for _ in range(1000):
@@ -317,7 +324,7 @@ async def test_walk_clunk_and_version_churn_leaves_nothing() -> None:
 @pytest.mark.slow
 async def test_a_million_steps_up_and_down_leave_nothing_and_others_are_answered_meanwhile() -> None:
     steps, together = 16, 50
-    async with serving(ram.tree()) as server:
+    async with serving(ram.tree(), node=node_with_a_full_ring()) as server:
         c, other = await server.client(), await server.client()
         await tree_of(c)
         walk = m.Twalk(0, 1, ("a", "..") * (steps // 2))
